@@ -1,0 +1,75 @@
+"""The `aibrix` block of a batch: the seed's contract, strict, with the field's path in every error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from services.kit.errors import InvalidArgument
+from services.kit.spec.client import MAX_CONCURRENCY, Client, Strict
+from services.kit.spec.template import TemplateSpec
+
+EXTERNAL = "External"
+
+
+class Runtime(Strict):
+    target: str = Field(min_length=1, max_length=128)
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Free-form: the runtime that `target` names checks it."""
+
+
+class ModelTemplate(Strict):
+    name: str = Field(min_length=1, max_length=128)
+    version: str | None = Field(default=None, max_length=128)
+    spec: TemplateSpec | None = None
+    overrides: dict[str, Any] | None = None
+
+
+class Profile(Strict):
+    name: str = Field(min_length=1, max_length=128)
+    spec: dict[str, Any] | None = None
+    overrides: dict[str, Any] | None = None
+
+
+class Block(Strict):
+    job_id: str | None = Field(default=None, min_length=1, max_length=256)
+    model: str | None = Field(default=None, min_length=1, max_length=512)
+    runtime: Runtime | None = None
+    resource_allocation: dict[str, Any] | None = None
+    """Free-form: what a resource manager records."""
+    model_template: ModelTemplate | None = None
+    profile: Profile | None = None
+    client: Client | None = None
+
+    def target(self) -> str:
+        return self.runtime.target if self.runtime else EXTERNAL
+
+    def options(self) -> dict[str, Any]:
+        return self.runtime.options if self.runtime else {}
+
+
+def parse_block(text: str | bytes | None) -> Block:
+    """The block of JSON `text`; an empty one for none. Error: InvalidArgument, param such as `aibrix.client.max_concurrency`."""
+    if text is None:
+        return Block()
+    try:
+        return Block.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise as_invalid(first) from error
+
+
+def as_invalid(detail: Any) -> InvalidArgument:
+    """One of pydantic's complaints as ours. It never repeats the value: that may be a secret or a megabyte."""
+    path = ".".join(["aibrix", *(str(part) for part in detail["loc"])])
+    kind: str = detail["type"]
+    if kind == "extra_forbidden":
+        return InvalidArgument(f"Unknown parameter: '{path}'.", param=path, code="unknown_parameter")
+    if kind == "missing":
+        return InvalidArgument(f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter")
+    if kind == "json_invalid":
+        return InvalidArgument("Invalid 'aibrix': it is not valid JSON.", param="aibrix", code="invalid_type")
+    code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
+    hint = f" At most {MAX_CONCURRENCY} requests may be in flight." if path.endswith("max_concurrency") else ""
+    return InvalidArgument(f"Invalid value for '{path}': {detail['msg']}.{hint}", param=path, code=code)

@@ -1,0 +1,26 @@
+"""`completion_window`: any positive d/h/min combination, such as `24h`, `90min`, `1d12h`."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+from services.kit.errors import InvalidArgument
+
+FORM = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})min)?", re.ASCII)
+LONGEST = timedelta(days=365)
+
+
+def parse_window(text: str) -> timedelta:
+    """Error: InvalidArgument, param `completion_window`."""
+    match = FORM.fullmatch(text)
+    days, hours, minutes = (int(group or 0) for group in match.groups()) if match else (0, 0, 0)
+    window = timedelta(days=days, hours=hours, minutes=minutes) if match else timedelta()
+    if not timedelta() < window <= LONGEST:
+        raise InvalidArgument(
+            f"Invalid value: '{text[:64]}'. Supported values of completion_window are positive combinations of days, "
+            "hours and minutes up to 365d, such as '24h', '90min' and '1d12h'.",
+            param="completion_window",
+            code="invalid_value",
+        )
+    return window

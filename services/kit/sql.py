@@ -1,0 +1,135 @@
+"""What both databases need to look the same: one time type, one clock, one way to run a transaction.
+
+Times are whole microseconds since 1970 in a BIGINT, and "now" is always the database's clock (`db_now`): processes
+may disagree about the time by minutes, and leases must not care.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar, cast
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from services.kit.errors import ResourceExhausted, Unavailable
+
+T = TypeVar("T")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+log = structlog.get_logger(__name__)
+
+
+class UtcTime(sa.TypeDecorator[datetime]):
+    """A datetime in UTC, stored as microseconds since 1970: sorts and compares alike on both databases."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> int | None:
+        return None if value is None else (value - EPOCH) // MICROSECOND
+
+    def process_result_value(self, value: int | None, dialect: Any) -> datetime | None:
+        return None if value is None else EPOCH + value * MICROSECOND
+
+
+class db_now(FunctionElement[int]):  # noqa: N801 - reads as an SQL function
+    """The database's clock in microseconds since 1970; on PostgreSQL the time of the statement, not of the transaction."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(db_now)
+def _now_elsewhere(element: Any, compiler: Any, **kw: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(db_now, "sqlite")
+def _now_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    return "CAST(round((julianday('now') - 2440587.5) * 86400000.0) * 1000 AS INTEGER)"
+
+
+def create_engine(url: str) -> AsyncEngine:
+    """An engine for `sqlite+aiosqlite:///file` (WAL, every commit synced) or `postgresql+asyncpg://...`."""
+    if not url.startswith("sqlite"):
+        return create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True)
+    engine = create_async_engine(url, connect_args={"timeout": 30})
+    sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves, below
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A writer takes the lock at once: upgrading a read lock later would fail at the first rival, without waiting.
+    mode = "IMMEDIATE" if connection.get_execution_options().get("writes") else "DEFERRED"
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+# SQLSTATEs after which the same transaction may be run again: serialization failure, deadlock, shutdown, no connection.
+RETRYABLE_STATES = frozenset({"40001", "40P01", "57P01", "57P02", "57P03", "08000", "08003", "08006", "53300"})
+
+
+class Database:
+    """Runs transactions, and again when the database says that doing so will help. The only place that retries SQL."""
+
+    def __init__(self, engine: AsyncEngine, *, attempts: int = 6) -> None:
+        self.engine = engine
+        self.attempts = attempts
+
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        return await self._run(work, writes=False)
+
+    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """`work` may run more than once, each time in a fresh transaction: it must have no other effect."""
+        return await self._run(work, writes=True)
+
+    async def _run(self, work: Callable[[AsyncConnection], Awaitable[T]], *, writes: bool) -> T:
+        for attempt in range(1, self.attempts + 1):
+            try:
+                async with self.engine.connect() as plain:
+                    tx = await plain.execution_options(writes=writes)
+                    async with tx.begin():
+                        return await work(tx)
+            except (sa.exc.DBAPIError, OSError) as error:
+                await self._after(error, attempt)
+        raise Unavailable("the database is unavailable, retry later")
+
+    async def _after(self, error: sa.exc.DBAPIError | OSError, attempt: int) -> None:
+        if is_full(error):
+            raise ResourceExhausted("the database has no space left") from error
+        if not may_retry(error):
+            raise error
+        if attempt == self.attempts:
+            raise Unavailable("the database is unavailable, retry later") from error
+        log.warning("transaction failed, trying again", attempt=attempt, error=type(error).__name__)
+        await asyncio.sleep(random.uniform(0, min(2.0, 0.02 * 3**attempt)))
+
+
+def may_retry(error: sa.exc.DBAPIError | OSError) -> bool:
+    if isinstance(error, OSError):
+        return True
+    original = cast(Any, error.orig)
+    state = getattr(original, "sqlstate", None)
+    text = str(original)
+    return bool(error.connection_invalidated) or state in RETRYABLE_STATES or "database is locked" in text
+
+
+def is_full(error: BaseException) -> bool:
+    text = str(error)
+    return "database or disk is full" in text or "disk I/O error" in text or getattr(error, "errno", None) == 28

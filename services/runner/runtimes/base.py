@@ -1,0 +1,109 @@
+"""The port to compute: four idempotent calls over a small JSON handle.
+
+A runtime is dumb and restartable. The loop owns waiting, retries, leases and persistence: it saves the handle with the
+lease before it relies on it, so that the next holder finds the same engine again (`probe`) or cleans it up (`release`).
+"Provision, wait until ready, connect, tear down" of other systems is: launch, probe until Ready, its endpoints, release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from services.kit.settings import Settings
+from services.kit.spec.addresses import AddressPolicy
+from services.kit.spec.block import Block
+
+# JSON that is saved with the lease. It names things (pid, container, port); it never holds a secret.
+Handle = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where requests go: an OpenAI-compatible server."""
+
+    base_url: str
+    """Scheme, host, port and perhaps a prefix, without `/v1`: a line's path (`/v1/chat/completions`) is appended."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent with every request; may hold a credential, so it is never printed."""
+    health_path: str | None = None
+    """Path that answers 2xx when the engine is well. None: only traffic tells."""
+    policy: AddressPolicy | None = None
+    """Which addresses may be connected to. None: the operator chose the URL, anything goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What is to be brought up, from the lease. Same key, same allocation."""
+
+    key: str
+    """The batch id."""
+    block: Block
+    default_endpoints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Not ready yet; ask again."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True)
+class Gone:
+    """It will not become ready: it exited, or was never there. `why` is for the user, without secrets."""
+
+    why: str
+
+
+Probe = Pending | Ready | Gone
+
+
+class RuntimeFailed(Exception):
+    """A launch that cannot work. `retryable`: the next try may (no port free), else never (a wrong option)."""
+
+    def __init__(self, why: str, *, retryable: bool) -> None:
+        super().__init__(why)
+        self.why = why
+        self.retryable = retryable
+
+
+class Runtime(Protocol):
+    """Built once per runner process as `Class(settings)`; also from other packages, by entry point."""
+
+    target: ClassVar[str]
+    """The name in `aibrix.runtime.target`."""
+
+    async def launch(self, spec: Spec) -> Handle:
+        """Start, or find, the allocation of `spec.key`. Error: RuntimeFailed."""
+        ...
+
+    async def probe(self, spec: Spec, handle: Handle) -> Probe:
+        """How it is now. Asked until Ready, then every few seconds while the batch runs."""
+        ...
+
+    async def release(self, handle: Handle) -> None:
+        """Give it back. Fine if it is already gone."""
+        ...
+
+    async def list(self) -> list[Handle]:
+        """Everything of this runtime that exists here, to find orphans at start."""
+        ...
+
+    async def close(self) -> None:
+        """The process ends: let go of what cannot outlive it."""
+        ...
+
+
+class RuntimeClass(Protocol):
+    """What an entry point in the group `aibrix_batch.runtimes` names."""
+
+    target: ClassVar[str]
+
+    def __call__(self, settings: Settings) -> Runtime: ...
