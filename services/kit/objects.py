@@ -22,7 +22,7 @@ from services.kit import errors
 from services.kit.settings import Settings
 
 CHUNK = 4 * 1024 * 1024
-PART = 8 * 1024 * 1024  # S3 takes parts of 5 MiB to 5 GiB, at most 10,000: files up to 80 GB
+PART = 5 * 1024 * 1024  # S3 takes parts of 5 MiB to 5 GiB, at most 10,000: files up to 50 GB
 PARTS_AT_ONCE = 2
 
 
@@ -51,18 +51,16 @@ class ObjectStore:
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> int:
         """Write what `chunks` yields, in constant memory; its size. If `chunks` raises, nothing appears under `key`."""
-        size = 0
-
-        async def counted() -> AsyncIterator[bytes]:
-            nonlocal size
-            async for chunk in chunks:
-                size += len(chunk)
-                yield chunk
-
-        with translated(key):
-            await obstore.put_async(self._store, key, counted(), chunk_size=PART, max_concurrency=PARTS_AT_ONCE)
+        source = Source(chunks)
+        try:
+            with translated(key):
+                await obstore.put_async(self._store, key, source, chunk_size=PART, max_concurrency=PARTS_AT_ONCE)
+        except errors.ServiceError:
+            if source.error is not None:
+                raise source.error from None  # a broken connection is no fault of the store's
+            raise
         await self._sync(key)
-        return size
+        return source.size
 
     async def get(self, key: str) -> bytes:
         with translated(key):
@@ -75,30 +73,22 @@ class ObjectStore:
             return bytes(await obstore.get_range_async(self._store, key, start=start, length=length))
 
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes from `start` up to `end` (not included), in chunks of some MiB."""
+        """The bytes from `start` up to `end` (not included), in chunks of some MiB.
+
+        A request for each chunk: one for all of them is cut off after half a minute when the reader is slow, and
+        obstore streams a local file in pieces so small that it takes 20 times as long.
+        """
         if end is None:
             end = (await self.head(key)).bytes
-        if self._root is not None:  # obstore's own stream reads a local file in small pieces: 20 times slower
-            for at in range(start, end, CHUNK):
-                yield await self.get_range(key, at, min(CHUNK, end - at))
-            return
-        if start >= end:
-            return
-        with translated(key):
-            result = await obstore.get_async(self._store, key, options={"range": (start, end)})
-            async for chunk in result.stream(min_chunk_size=CHUNK):
-                yield bytes(chunk)
+        for at in range(start, end, CHUNK):
+            yield await self.get_range(key, at, min(CHUNK, end - at))
 
     def stream_sync(self, key: str) -> Iterator[bytes]:
         """As `stream`, for a thread."""
         with translated(key):
-            if self._root is not None:
-                size = obstore.head(self._store, key)["size"]
-                for at in range(0, size, CHUNK):
-                    yield bytes(obstore.get_range(self._store, key, start=at, length=min(CHUNK, size - at)))
-                return
-            for chunk in obstore.get(self._store, key).stream(min_chunk_size=CHUNK):
-                yield bytes(chunk)
+            size = obstore.head(self._store, key)["size"]
+            for at in range(0, size, CHUNK):
+                yield bytes(obstore.get_range(self._store, key, start=at, length=min(CHUNK, size - at)))
 
     async def head(self, key: str) -> ObjectInfo:
         with translated(key):
@@ -125,6 +115,26 @@ class ObjectStore:
         if self._root is not None:
             with translated(key):
                 await asyncio.to_thread(_fsync, self._root / key)
+
+
+class Source(AsyncIterator[bytes]):
+    """Counts what passes, and remembers what went wrong before it."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self.size = 0
+        self.error: Exception | None = None
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            raise
+        except Exception as error:
+            self.error = error
+            raise
+        self.size += len(chunk)
+        return chunk
 
 
 def _info(meta: obstore.ObjectMeta) -> ObjectInfo:
@@ -164,8 +174,9 @@ def open_store(settings: Settings) -> ObjectStore:
     if url.startswith("s3://"):
         options["region"] = chosen.region
         if chosen.endpoint:
-            options |= {"endpoint": chosen.endpoint, "allow_http": "true", "virtual_hosted_style_request": "false"}
+            options |= {"endpoint": chosen.endpoint, "virtual_hosted_style_request": "false"}
         if chosen.access_key_id:
             options["access_key_id"] = chosen.access_key_id
             options["secret_access_key"] = chosen.secret_access_key.get_secret_value()
-    return ObjectStore(from_url(url, **options))  # type: ignore[call-overload]  # options differ by scheme
+    plain = chosen.endpoint.startswith("http://")
+    return ObjectStore(from_url(url, client_options={"allow_http": plain}, **options))  # type: ignore[call-overload]  # options differ by scheme

@@ -126,12 +126,16 @@ class Objects(Section):
     endpoint: str = ""
     """URL of an S3-compatible server. Empty: the provider's own."""
     access_key_id: str = ""
+    """Of the S3-compatible server. Empty: the provider's own chain of credentials."""
     secret_access_key: SecretStr = SecretStr("")
+    """Its secret."""
     region: str = "us-east-1"
+    """Region of the bucket."""
 
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """`debug`, `info`, `warning` or `error`."""
     format: Literal["auto", "json", "console"] = "auto"
     """`auto`: console on a terminal, JSON elsewhere."""
 

@@ -19,6 +19,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from services.kit.errors import ResourceExhausted, Unavailable
+from services.kit.lifecycle import uninterrupted
 
 T = TypeVar("T")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -102,13 +103,17 @@ class Database:
     async def _run(self, work: Callable[[AsyncConnection], Awaitable[T]], *, writes: bool) -> T:
         for attempt in range(1, self.attempts + 1):
             try:
-                async with self.engine.connect() as plain:
-                    tx = await plain.execution_options(writes=writes)
-                    async with tx.begin():
-                        return await work(tx)
+                return await uninterrupted(self._once(work, writes=writes))
             except (sa.exc.DBAPIError, OSError) as error:
                 await self._after(error, attempt)
         raise Unavailable("the database is unavailable, retry later")
+
+    async def _once(self, work: Callable[[AsyncConnection], Awaitable[T]], *, writes: bool) -> T:
+        # Never cancelled half-way: SQLite would keep the lock until somebody collects the cursor that was left open.
+        async with self.engine.connect() as plain:
+            tx = await plain.execution_options(writes=writes)
+            async with tx.begin():
+                return await work(tx)
 
     async def _after(self, error: sa.exc.DBAPIError | OSError, attempt: int) -> None:
         if is_full(error):

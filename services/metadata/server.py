@@ -1,0 +1,92 @@
+"""The metadata role: opens what it needs, wires it, serves it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from brix.metadata.v1 import batches_pb2_grpc, files_pb2_grpc, leases_pb2_grpc, runners_pb2_grpc, uploads_pb2_grpc
+from services.kit.lifecycle import background
+from services.kit.metrics import serving_metrics
+from services.kit.objects import open_store
+from services.kit.server import Register, serving
+from services.kit.settings import Settings
+from services.kit.sql import Database, create_engine, db_now
+from services.metadata.loop.background import Services, loops
+from services.metadata.migrate import migrate
+from services.metadata.service.batches import BatchService
+from services.metadata.service.bells import Bells
+from services.metadata.service.commits import CommitService
+from services.metadata.service.files import FileService
+from services.metadata.service.inspection import InspectionService
+from services.metadata.service.janitor import JanitorService
+from services.metadata.service.leases import LeaseService
+from services.metadata.service.runners import RunnerRegistryService
+from services.metadata.service.uploads import UploadService
+from services.metadata.servicer import (
+    BatchServicer,
+    FileServicer,
+    LeaseServicer,
+    RunnerRegistryServicer,
+    UploadServicer,
+)
+from services.metadata.store.transactions import Now, Transactions
+
+SERVICES = [f"brix.metadata.v1.{name}Service" for name in ("File", "Upload", "Batch", "Lease", "RunnerRegistry")]
+
+
+@asynccontextmanager
+async def run(settings: Settings, now: Now = db_now) -> AsyncIterator[str]:
+    """Yields the bound address. `now` is the clock of all that is stored; tests bring their own."""
+    async with opened(settings) as database:
+        bells = Bells()
+        transactions = Transactions(database, now)
+        objects = open_store(settings)
+        runners = RunnerRegistryService(transactions, settings)
+        services = Services(
+            files=FileService(transactions, objects),
+            uploads=UploadService(transactions, objects, bells, settings),
+            batches=BatchService(transactions, bells, settings),
+            inspection=InspectionService(transactions, objects, bells, settings),
+            janitor=JanitorService(transactions, objects, runners, settings),
+            runners=runners,
+        )
+        leases = LeaseService(transactions, bells, settings)
+        commits = CommitService(transactions, objects, bells, settings)
+        async with (
+            background(*loops(services, bells, settings)),
+            serving(settings.metadata.listen, registrations(services, leases, commits), SERVICES) as address,
+            serving_metrics(settings.metadata.metrics_listen),
+        ):
+            try:
+                yield address
+            finally:
+                leases.stop_waiting()
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Database]:
+    """The database, at the schema of this version."""
+    engine: AsyncEngine = create_engine(settings.database_url())
+    if engine.dialect.name == "sqlite" and engine.url.database:
+        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        database = Database(engine)
+        await migrate(database)
+        yield database
+    finally:
+        await engine.dispose()
+
+
+def registrations(services: Services, leases: LeaseService, commits: CommitService) -> Sequence[Register]:
+    return [
+        partial(files_pb2_grpc.add_FileServiceServicer_to_server, FileServicer(services.files)),
+        partial(uploads_pb2_grpc.add_UploadServiceServicer_to_server, UploadServicer(services.uploads)),
+        partial(batches_pb2_grpc.add_BatchServiceServicer_to_server, BatchServicer(services.batches)),
+        partial(leases_pb2_grpc.add_LeaseServiceServicer_to_server, LeaseServicer(leases, commits)),
+        partial(runners_pb2_grpc.add_RunnerRegistryServiceServicer_to_server, RunnerRegistryServicer(services.runners)),
+    ]

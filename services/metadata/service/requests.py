@@ -1,0 +1,103 @@
+"""Checks of what CreateBatch asks for: everything that is wrong before the input file is looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from services.kit.errors import InvalidArgument
+from services.kit.spec.block import EXTERNAL, Block, parse_block
+from services.kit.spec.external import parse_external
+from services.kit.spec.local import parse_local
+from services.metadata.service import checks
+from services.metadata.validation import ENDPOINTS
+
+LOCAL = "Local"
+BUILT_IN_TARGETS = (EXTERNAL, "Kubernetes", "KubernetesJob", "LambdaCloud", LOCAL, "RunPod")
+MOST_PAIRS = 16
+LONGEST_KEY = 64
+LONGEST_VALUE = 512
+LARGEST_BLOCK = 1024 * 1024
+
+# What JSON's types are called in messages.
+TYPE_NAMES: dict[type, str] = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    int: "an integer",
+    float: "a decimal",
+    bool: "a boolean",
+    type(None): "null",
+}
+
+
+def check_endpoint(endpoint: str) -> None:
+    checks.required(endpoint=endpoint)
+    checks.one_of("endpoint", endpoint, tuple(ENDPOINTS))
+
+
+def check_metadata(text: str | None) -> None:
+    """Error: InvalidArgument, param `metadata` or `metadata.<key>`."""
+    if text is None:
+        return
+    checks.no_nul(metadata=text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument("Invalid 'metadata': it is not valid JSON.", param="metadata") from error
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise wrong_type("metadata", "an object", value)
+    if len(value) > MOST_PAIRS:
+        message = (
+            f"Invalid 'metadata': too many properties. Expected an object with at most {MOST_PAIRS} properties, "
+            f"but got an object with {len(value)} properties instead."
+        )
+        raise InvalidArgument(message, param="metadata", code="object_above_max_properties")
+    for key, item in value.items():
+        checks.at_most("metadata", key, LONGEST_KEY)
+        if not isinstance(item, str):
+            raise wrong_type(f"metadata.{key}", "a string", item)
+        checks.at_most(f"metadata.{key}", item, LONGEST_VALUE)
+
+
+def wrong_type(param: str, expected: str, value: Any) -> InvalidArgument:
+    message = f"Invalid type for '{param}': expected {expected}, but got {TYPE_NAMES[type(value)]} instead."
+    return InvalidArgument(message, param=param, code="invalid_type")
+
+
+def read_block(text: str | None, *, has_default: bool) -> Block:
+    """The block, after all checks that need no database. `has_default`: the server has default endpoints."""
+    if text is not None and len(text.encode()) > LARGEST_BLOCK:
+        message = f"Invalid 'aibrix': it is larger than {LARGEST_BLOCK} bytes."
+        raise InvalidArgument(message, param="aibrix", code="invalid_value")
+    checks.no_nul(aibrix=text)
+    block = parse_block(text)
+    checks.no_nul(**{"aibrix.model": block.model, "aibrix.runtime.target": block.target()})
+    if block.target() == EXTERNAL:
+        require_endpoint(parse_external(block.options()).base_url, has_default=has_default)
+    elif block.target() == LOCAL:
+        parse_local(block.options())
+    return block
+
+
+def require_endpoint(url: str | None, *, has_default: bool) -> None:
+    if url is None and not has_default:
+        param = "aibrix.runtime.options.base_url"
+        message = (
+            f"Missing required parameter: '{param}'. The batch names no endpoint, and this server has no default "
+            "endpoint (AIBRIX_DEFAULT_ENDPOINT)."
+        )
+        raise InvalidArgument(message, param=param, code="missing_required_parameter")
+
+
+def check_target(target: str, reported: Iterable[str]) -> None:
+    """`target` must be built in, or one that a runner reported lately; whether a runner is free now does not matter."""
+    known = sorted({*BUILT_IN_TARGETS, *reported})
+    if target not in known:
+        listed = ", ".join(f"'{name}'" for name in known)
+        param = "aibrix.runtime.target"
+        message = f"Invalid value for '{param}': '{target}'. Known targets are: {listed}."
+        raise InvalidArgument(message, param=param, code="invalid_value")

@@ -1,0 +1,60 @@
+"""Which runners there are, what they can run, and which models they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from services.kit.errors import InvalidArgument
+from services.kit.settings import Settings
+from services.metadata.domain import Model, RunnerInfo
+from services.metadata.service import checks
+from services.metadata.service.batches import default_endpoints
+from services.metadata.store import runners
+from services.metadata.store.transactions import Transactions, Tx
+
+OWNER = "aibrix-batch"
+MOST_NAMES = 10_000
+
+
+class RunnerRegistryService:
+    def __init__(self, transactions: Transactions, settings: Settings) -> None:
+        self.transactions = transactions
+        self.memory = timedelta(seconds=settings.metadata.runner_memory_s)
+        self.endpoints = default_endpoints(settings)
+
+    async def report_runner(self, runner: RunnerInfo, *, leaving: bool) -> list[str]:
+        """The server's default endpoints."""
+        checks.required(id=runner.id)
+        checks.at_most("id", runner.id, 255)
+        for name in (runner.version, *runner.targets, *runner.models):
+            checks.no_nul(runner=name)
+        if len(runner.targets) > MOST_NAMES or len(runner.models) > MOST_NAMES:
+            raise InvalidArgument("a runner reports too many targets or models", param="runner")
+
+        async def work(tx: Tx) -> None:
+            await runners.report(tx, runner, leaving=leaving)
+
+        await self.transactions.write(work)
+        return self.endpoints
+
+    async def list_runners(self) -> Sequence[RunnerInfo]:
+        async def work(tx: Tx) -> Sequence[RunnerInfo]:
+            return await runners.list_live(tx, self.memory)
+
+        return await self.transactions.read(work)
+
+    async def list_models(self) -> list[Model]:
+        async def work(tx: Tx) -> list[Model]:
+            found = await runners.list_models(tx, self.memory)
+            return [Model(id=id, create_time=found[id], owned_by=OWNER) for id in sorted(found)]
+
+        return await self.transactions.read(work)
+
+    async def forget_silent(self) -> int:
+        """Forget runners that have not reported for long; how many."""
+
+        async def work(tx: Tx) -> int:
+            return await runners.forget_silent(tx, self.memory)
+
+        return await self.transactions.write(work)

@@ -1,0 +1,178 @@
+"""The runtime of one batch: launched, or found again after a takeover, watched, and given back.
+
+A handle is saved with the lease before it is relied upon. How often the runtime failed is saved with it, so that a batch
+whose engine never comes up fails in the end, whoever tries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import orjson
+import structlog
+
+from services.kit import clock
+from services.kit.lifecycle import wait_for
+from services.runner.held import HeldLease
+from services.runner.leases import Leases
+from services.runner.patience import Patience
+from services.runner.runtimes.base import Endpoint, Gone, Handle, Pending, Probe, Ready, Runtime, RuntimeFailed, Spec
+
+T = TypeVar("T")
+
+READY_TIMEOUT_S = 600.0
+WATCH_S = 5.0
+FIRST_PROBE_S = 0.02
+LONGEST_PROBE_S = 1.0
+CALL_TIMEOUT_S = 60.0
+RELEASE_ATTEMPTS = 3
+
+log = structlog.get_logger(__name__)
+
+
+class Allocation:
+    def __init__(
+        self,
+        runtime: Runtime,
+        spec: Spec,
+        leases: Leases,
+        held: HeldLease,
+        patience: Patience,
+        runtime_json: str | None,
+        attempts: int,
+    ) -> None:
+        self._runtime = runtime
+        self._spec = spec
+        self._leases = leases
+        self._held = held
+        self._patience = patience
+        self._attempts = attempts
+        saved = orjson.loads(runtime_json) if runtime_json else {}
+        self._handle: Handle | None = saved.get("handle")
+        self._failure_count: int = saved.get("failure_count", 0)
+        self._launch_s = READY_TIMEOUT_S
+        template = spec.block.model_template
+        if template is not None and template.spec is not None:
+            self._launch_s = float(template.spec.engine.ready_timeout_seconds)
+
+        self._progress = len(held.committed)
+
+    @property
+    def failure_count(self) -> int:
+        return self._failure_count
+
+    def _count_failure(self) -> None:
+        """Failures in a row: if lines were committed since the last one, this is a new trouble."""
+        progress = len(self._held.committed)
+        self._failure_count = self._failure_count + 1 if progress == self._progress else 1
+        self._progress = progress
+
+    async def up(self, stop: asyncio.Event) -> tuple[Endpoint, ...] | None:
+        """Its endpoints, once it is ready; None if `stop` came first. Error: RuntimeFailed; retryable while tries are left."""
+        try:
+            return await self._up(stop)
+        except RuntimeFailed as failure:
+            self._count_failure()
+            await self._drop_handle()
+            again = failure.retryable and self._failure_count < self._attempts
+            log.warning("runtime failed", why=failure.why, failure_count=self._failure_count, again=again)
+            raise RuntimeFailed(failure.why, retryable=again) from failure
+
+    async def watch(
+        self, alarm: asyncio.Event, on_gone: Callable[[], None], on_ready: Callable[[tuple[Endpoint, ...]], None]
+    ) -> None:
+        """Look after it while requests run: every few seconds, and at `alarm`. Error: RuntimeFailed."""
+        while True:
+            await wait_for(alarm, WATCH_S)
+            alarm.clear()
+            probe = await self._probe()
+            if isinstance(probe, Ready):
+                on_ready(probe.endpoints)
+            if not isinstance(probe, Gone):
+                await asyncio.sleep(FIRST_PROBE_S)
+                continue
+            log.warning("runtime is gone", why=probe.why)
+            on_gone()
+            self._count_failure()
+            await self._drop_handle()
+            if self._failure_count >= self._attempts:
+                raise RuntimeFailed(probe.why, retryable=False)
+            endpoints = await self.up(self._held.interrupted)
+            if endpoints is None:
+                return
+            on_ready(endpoints)
+
+    async def release(self) -> None:
+        """Give it back, and forget it. What cannot be given back now is found as an orphan later."""
+        if self._handle is None:
+            return
+        for attempt in range(RELEASE_ATTEMPTS):
+            try:
+                await _guarded(self._runtime.release(self._handle), CALL_TIMEOUT_S)
+            except RuntimeFailed as failure:
+                log.warning("runtime not released", why=failure.why)
+                await asyncio.sleep(2.0**attempt)
+            else:
+                self._handle = None
+                return
+
+    async def _up(self, stop: asyncio.Event) -> tuple[Endpoint, ...] | None:
+        if self._handle is not None:
+            probe = await self._probe()
+            if isinstance(probe, Gone):
+                log.info("runtime of an earlier holder is gone", why=probe.why)
+                await self._drop_handle()
+            elif isinstance(probe, Ready):
+                log.info("runtime found again")
+        if self._handle is None:
+            self._handle = await _guarded(self._runtime.launch(self._spec), self._launch_s)
+            await self._save()
+        return await self._ready(stop)
+
+    async def _ready(self, stop: asyncio.Event) -> tuple[Endpoint, ...] | None:
+        give_up_at = clock.monotonic() + self._launch_s
+        rest = FIRST_PROBE_S
+        while True:
+            probe = await self._probe()
+            if isinstance(probe, Ready):
+                return probe.endpoints
+            if isinstance(probe, Gone):
+                raise RuntimeFailed(probe.why, retryable=True)
+            if clock.monotonic() >= give_up_at:
+                raise RuntimeFailed(f"not ready after {self._launch_s:.0f} s: {probe.detail}", retryable=True)
+            if await wait_for(stop, rest):
+                return None
+            rest = min(LONGEST_PROBE_S, 1.5 * rest)
+
+    async def _probe(self) -> Probe:
+        assert self._handle is not None
+        try:
+            return await _guarded(self._runtime.probe(self._spec, self._handle), CALL_TIMEOUT_S)
+        except RuntimeFailed as failure:
+            return Pending(failure.why)
+
+    async def _drop_handle(self) -> None:
+        await self.release()
+        self._handle = None
+        await self._save()
+
+    async def _save(self) -> None:
+        state = {"target": self._runtime.target, "handle": self._handle, "failure_count": self._failure_count}
+        text = orjson.dumps(state).decode()
+        await self._patience.until_done(lambda: self._leases.save_runtime(self._held.batch_id, self._held.token, text))
+
+
+async def _guarded(call: Awaitable[T], timeout_s: float) -> T:
+    """A call of a runtime, which may be anybody's code: whatever goes wrong in it is a failure that may pass."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await call
+    except RuntimeFailed:
+        raise
+    except TimeoutError as error:
+        raise RuntimeFailed(f"the runtime did not answer within {timeout_s:.0f} s", retryable=True) from error
+    except Exception as error:
+        log.exception("runtime raised an unexpected error")
+        raise RuntimeFailed("the runtime raised an unexpected error", retryable=True) from error

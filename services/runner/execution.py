@@ -1,0 +1,306 @@
+"""One lease, from taking it to its end: bring the runtime up, run what is not committed, write the result files, finish.
+
+The goal may change at any moment (cancel, deadline, drain), so the work is a loop: see what is to be done now, do a step,
+look again. Metadata has the last word on how a batch ends; a refused end is worked out again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import asdict
+from urllib.parse import urlsplit
+
+import structlog
+
+from services.kit.errors import (
+    GoalChanged,
+    IllegalTransition,
+    InvalidArgument,
+    LinesOverlap,
+    NotFound,
+    ServiceError,
+    StaleLease,
+)
+from services.kit.lifecycle import background
+from services.kit.objects import ObjectStore
+from services.kit.settings import Runner
+from services.kit.spec.block import Block, parse_block
+from services.runner.allocation import Allocation
+from services.runner.domain import End, EndpointStatus, ExecutionStatus, Failure, Goal, Lease
+from services.runner.finalize import Finalizer
+from services.runner.held import HeldLease, LeaseLost
+from services.runner.inference.client import InferenceClient
+from services.runner.inference.dispatch import Dispatcher
+from services.runner.inference.endpoints import Engine
+from services.runner.leases import Leases
+from services.runner.metrics import LEASES
+from services.runner.patience import Patience
+from services.runner.requests import RequestStream
+from services.runner.results import Results
+from services.runner.runtimes.base import Endpoint, Runtime, RuntimeFailed, Spec
+
+# Answers are cheap to wait for and dear to lose, but a deadline is a deadline.
+EXPIRE_DRAIN_S = 3.0
+LONGEST_BACKOFF_S = 60.0
+# How often metadata may refuse the end that its own goal asked for.
+MOST_REFUSALS = 10
+
+UNFINISHED = {
+    Goal.CANCEL: Failure(
+        code="batch_cancelled", message="This request was not executed before the batch was cancelled."
+    ),
+    Goal.EXPIRE: Failure(
+        code="batch_expired", message="This request could not be executed before the completion window expired."
+    ),
+}
+ENDS = {Goal.RUN: End.COMPLETED, Goal.CANCEL: End.CANCELLED, Goal.EXPIRE: End.EXPIRED}
+
+log = structlog.get_logger(__name__)
+
+
+class Execution:
+    """Made for one lease and run once."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        lease: Lease,
+        sent_at: float,
+        store: ObjectStore,
+        runtimes: Mapping[str, Runtime],
+        settings: Runner,
+    ) -> None:
+        self._leases = leases
+        self._lease = lease
+        self._store = store
+        self._settings = settings
+        self._patience = Patience()
+        self._phase = "starting"
+        self._dispatcher: Dispatcher | None = None
+        self._retry_count = 0
+        self._failure: Failure | None = None
+        self._retry_after_s: float | None = None
+        self._refused_count = 0
+        self.held = HeldLease(leases, lease, sent_at, self._describe)
+        self._results = Results(
+            store, leases, self.held, self._patience, settings, lease.next_sequence, self._on_pressure
+        )
+        self._finalizer = Finalizer(store, leases, self.held, self._patience, self._unfinished)
+        self._block = self._parse()
+        self._allocation = self._allocate(runtimes)
+
+    async def run(self) -> None:
+        """Until the batch is finished, handed back or lost. Raises nothing but a cancel."""
+        self._log_start()
+        end = "done"
+        try:
+            async with background(self.held.keep(), self.held.expire()):
+                await self._work()
+        except* (LeaseLost, StaleLease, LinesOverlap) as lost:
+            end = "lost"
+            log.warning("lease lost, its work is dropped", why=str(lost.exceptions[0]))
+        except* Exception:
+            end = "error"
+            log.exception("execution failed")
+        if end == "error":
+            await self._release("the runner failed", self._backoff_s(self._lease.attempt))
+        LEASES.labels(end=end).inc()
+
+    def drain(self) -> None:
+        """Let requests in flight end, commit, and hand the batch back."""
+        self.held.drain()
+
+    def status(self) -> ExecutionStatus:
+        phase, in_flight = self._describe()
+        dispatcher = self._dispatcher
+        return ExecutionStatus(
+            batch_id=self._lease.batch_id,
+            token=self._lease.token,
+            target=self._block.target(),
+            phase=phase,
+            client=self._lease.client,
+            in_flight=in_flight,
+            limit=dispatcher.limiter.limit() if dispatcher else 0,
+            done_count=self._results.done.count,
+            committed_count=len(self.held.committed),
+            retry_count=self._retry_count + (dispatcher.retry_count if dispatcher else 0),
+            rate=self._results.done.rate(),
+            endpoints=[_endpoint_status(engine) for engine in dispatcher.pool.engines] if dispatcher else [],
+        )
+
+    async def _work(self) -> None:
+        while True:
+            if self._failure is None and self._is_unfinished() and self.held.start_running():
+                await self._run_lines()
+            if self._retry_after_s is not None and self.held.goal is Goal.RUN:
+                return await self._release("the runtime did not come up", self._retry_after_s)
+            self._retry_after_s = None
+            if self._is_unfinished() and self._failure is None:
+                if self.held.draining and self.held.goal is Goal.RUN:
+                    return await self._release("drain", 0.0)
+                await self._patience.until_done(self.held.refresh)
+                if self.held.goal is Goal.RUN:
+                    continue  # neither cancelled nor late after all
+            if await self._finish():
+                return None
+
+    async def _run_lines(self) -> None:
+        """Run until all is committed, the goal changes, or the runtime cannot be had."""
+        if self._allocation is None:
+            raise ValueError(f"no runtime for target {self._block.target()}")
+        self._phase = "launching"
+        try:
+            endpoints = await self._allocation.up(self.held.interrupted)
+        except RuntimeFailed as failure:
+            return self._on_runtime_failed(failure)
+        if endpoints is None:
+            return None
+        try:
+            await self._dispatch(self._allocation, endpoints)
+        except* NotFound:
+            self._failure = Failure(code="input_unavailable", message="The input file can no longer be read.")
+
+    async def _dispatch(self, allocation: Allocation, endpoints: tuple[Endpoint, ...]) -> None:
+        lease, settings = self._lease, self._settings
+        async with InferenceClient.open(
+            lease.endpoint, settings.request_timeout_s, settings.max_answer_bytes
+        ) as client:
+            dispatcher = Dispatcher(client, lease.client, settings.in_flight_bytes, self._results.add)
+            dispatcher.pool.replace(endpoints)
+            self._dispatcher = dispatcher
+            self._phase = "dispatching"
+            try:
+                async with background(
+                    self._results.commit(), self._watch(allocation, dispatcher), self._interrupt(dispatcher)
+                ):
+                    await dispatcher.run(self._unfinished().chunks())
+                    await self._results.flush()
+            finally:
+                self._dispatcher = None
+                self._retry_count += dispatcher.retry_count
+
+    async def _watch(self, allocation: Allocation, dispatcher: Dispatcher) -> None:
+        """Keep the runtime up while requests run. While it is gone nothing is sent, and nothing counted against a line."""
+
+        def on_gone() -> None:
+            self._phase = "launching"
+            dispatcher.pause("no runtime")
+            dispatcher.pool.replace(())
+
+        def on_ready(endpoints: tuple[Endpoint, ...]) -> None:
+            self._phase = "draining" if self.held.interrupted.is_set() else "dispatching"
+            dispatcher.pool.replace(endpoints)
+            dispatcher.resume("no runtime")
+
+        try:
+            await allocation.watch(dispatcher.pool.alarm, on_gone, on_ready)
+        except RuntimeFailed as failure:
+            self._on_runtime_failed(failure)
+            dispatcher.stop(0.0)
+
+    async def _interrupt(self, dispatcher: Dispatcher) -> None:
+        await self.held.interrupted.wait()
+        self._phase = "draining"
+        drain_s = self._settings.drain_s
+        dispatcher.stop(min(drain_s, EXPIRE_DRAIN_S) if self.held.goal is Goal.EXPIRE else drain_s)
+
+    async def _finish(self) -> bool:
+        """Write the files and end the batch. False: it must end otherwise, look again."""
+        self._phase = "finalizing"
+        batch_id, token = self._lease.batch_id, self._lease.token
+        if self.held.goal is Goal.RUN and self._failure is None:
+            begin = self._leases.begin_finalize
+            self.held.learn(await self._patience.until_done(lambda: begin(batch_id, token)))
+        goal = self.held.goal
+        failure = self._failure if goal is Goal.RUN else None
+        end = End.FAILED if failure else ENDS[goal]
+        async with asyncio.TaskGroup() as group:
+            if self._allocation is not None:
+                group.create_task(self._allocation.release())
+            rest = UNFINISHED.get(goal, failure) if self._is_unfinished() else None
+            files = group.create_task(self._finalizer.write(rest))
+        output, error = files.result()
+        try:
+            await self._patience.until_done(lambda: self._leases.finish(batch_id, token, end, output, error, failure))
+        except (GoalChanged, IllegalTransition) as refusal:
+            self._refused_count += 1
+            if self._refused_count > MOST_REFUSALS:
+                raise
+            log.info("batch must end otherwise", wanted=end.value, why=refusal.message)
+            await self._patience.until_done(self.held.refresh)
+            return False
+        log.info("batch finished", end=end.value, committed=len(self.held.committed), total=self._lease.total_count)
+        return True
+
+    async def _release(self, reason: str, retry_after_s: float) -> None:
+        try:
+            await self._leases.release(self._lease.batch_id, self._lease.token, reason, retry_after_s)
+        except ServiceError as error:
+            log.warning("lease not handed back, it will run out", error=error.message)
+
+    def _on_runtime_failed(self, failure: RuntimeFailed) -> None:
+        if failure.retryable and self._allocation is not None:
+            self._retry_after_s = self._backoff_s(self._allocation.failure_count - 1)
+        else:
+            self._failure = Failure(code="runtime_failed", message=failure.why)
+
+    def _on_pressure(self, is_high: bool) -> None:
+        if self._dispatcher is not None:
+            (self._dispatcher.pause if is_high else self._dispatcher.resume)("results wait to be committed")
+
+    def _unfinished(self) -> RequestStream:
+        lease = self._lease
+        return RequestStream(
+            self._store, self._patience, lease.input_key, lease.index_key, lease.total_count, self.held.committed
+        )
+
+    def _is_unfinished(self) -> bool:
+        return len(self.held.committed) < self._lease.total_count
+
+    def _describe(self) -> tuple[str, int]:
+        phase = f"{self._phase}, waits for storage" if self._patience.waiting_for else self._phase
+        return phase, self._dispatcher.limiter.in_flight if self._dispatcher else 0
+
+    def _parse(self) -> Block:
+        """Metadata checked the block; one that a newer metadata accepted and this runner cannot read fails the batch."""
+        try:
+            return parse_block(self._lease.aibrix_json)
+        except InvalidArgument as error:
+            self._failure = Failure(code="invalid_request", message=error.message)
+            return Block()
+
+    def _allocate(self, runtimes: Mapping[str, Runtime]) -> Allocation | None:
+        """None: this runner does not know the target. It may still end a batch for which nothing was launched."""
+        lease = self._lease
+        runtime = runtimes.get(self._block.target())
+        if runtime is None:
+            return None
+        spec = Spec(key=lease.batch_id, block=self._block, default_endpoints=lease.default_endpoints)
+        attempts = self._settings.launch_attempts
+        return Allocation(runtime, spec, self._leases, self.held, self._patience, lease.runtime_json, attempts)
+
+    def _log_start(self) -> None:
+        policy = asdict(self._lease.client)
+        lease = self._lease
+        log.info(
+            "lease taken",
+            token=lease.token,
+            goal=lease.goal.value,
+            target=self._block.target(),
+            total=lease.total_count,
+            committed=len(lease.committed),
+            **policy,
+        )
+
+    @staticmethod
+    def _backoff_s(failures: int) -> float:
+        return float(min(LONGEST_BACKOFF_S, 2.0 ** min(failures, 10)))
+
+
+def _endpoint_status(engine: Engine) -> EndpointStatus:
+    """Never more of the URL than where it leads: the rest may hold a credential."""
+    parts = urlsplit(engine.endpoint.base_url)
+    return EndpointStatus(
+        url=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", healthy=engine.healthy, in_flight=engine.in_flight
+    )

@@ -1,0 +1,51 @@
+"""The runner as a server: its status over gRPC, and the loop that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import structlog
+
+from brix.metadata.v1 import leases_pb2_grpc, runners_pb2_grpc
+from brix.runner.v1 import runner_pb2_grpc as pb_grpc
+from services.kit.ids import new_id
+from services.kit.lifecycle import background
+from services.kit.metrics import serving_metrics
+from services.kit.objects import open_store
+from services.kit.server import channel, serving
+from services.kit.settings import Settings
+from services.kit.spec.block import EXTERNAL
+from services.runner.leases import Leases
+from services.runner.loop import LeaseLoop
+from services.runner.report import Reporter
+from services.runner.runtimes.registry import load_runtimes
+from services.runner.service import RunnerService
+from services.runner.servicer import RunnerServicer
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def run(settings: Settings, *, batch_id: str = "") -> AsyncIterator[str]:
+    """Yields the bound address. Leaving the block drains. `batch_id`: lease this batch only."""
+    runner_id = new_id("runner_")
+    runtimes = load_runtimes(settings)
+    service = RunnerService(runner_id, sorted(runtimes), settings.runner.slots)
+    register = partial(pb_grpc.add_RunnerServiceServicer_to_server, RunnerServicer(service))
+    names = ["brix.runner.v1.RunnerService"]
+    async with AsyncExitStack() as stack:
+        for runtime in runtimes.values():
+            stack.push_async_callback(runtime.close)
+        metadata = await stack.enter_async_context(channel(settings.metadata_addr))
+        reporter = Reporter(runners_pb2_grpc.RunnerRegistryServiceStub(metadata), service, runtimes.get(EXTERNAL))
+        leases = Leases(leases_pb2_grpc.LeaseServiceStub(metadata), runner_id)
+        loop = LeaseLoop(service, leases, open_store(settings), runtimes, settings.runner, batch_id)
+        await stack.enter_async_context(serving_metrics(settings.runner.metrics_listen))
+        address = await stack.enter_async_context(serving(settings.runner.listen, [register], names))
+        stack.push_async_callback(reporter.leave)
+        await stack.enter_async_context(background(loop.run(), reporter.run()))
+        stack.push_async_callback(loop.drain)
+        log.info("runner started", runner_id=runner_id, targets=service.targets, slots=service.slot_count)
+        yield address
