@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import aiohttp
 import orjson
@@ -17,6 +19,9 @@ from services.kit.server import channel
 
 COUNT = 10_000
 CONCURRENCY = 256
+RUNS = 5
+# Seconds between two looks at a batch: what a script does, and what a progress bar of somebody impatient does.
+PATIENT, IMPATIENT = 0.25, 0.01
 
 
 async def bare_loop(source: Path, target: Path, url: str, concurrency: int = CONCURRENCY) -> float:
@@ -56,65 +61,69 @@ def seconds(batch: batch_pb2.Batch, start: str, end: str) -> float:
     return (last.ToNanoseconds() - first.ToNanoseconds()) / 1e9  # type: ignore[no-any-return]
 
 
-async def poll(session: aiohttp.ClientSession, url: str, stop: asyncio.Event, taken: list[float]) -> None:
-    while not stop.is_set():
-        started = time.perf_counter()
-        async with session.get(url) as answer:
-            await answer.read()
-        taken.append(time.perf_counter() - started)
-        await asyncio.sleep(0.01)
+@dataclass(frozen=True)
+class Run:
+    """One batch through the platform, in seconds."""
+
+    dispatch: float
+    finalize: float
+    cpu: float
+    polls: list[float]
 
 
 async def measure(folder: Path, count: int = COUNT) -> list[Row]:
     source = folder / "dispatch.jsonl"
     support.chat_lines(source, count)
-    async with support.engine(folder) as engine_url, support.platform(folder) as server:
-        bare = [await bare_loop(source, folder / "bare.jsonl", engine_url)]
-        async with aiohttp.ClientSession() as session:
-            file_id = await support.upload(session, server.url, source)
-            runs = [await _one(session, server, file_id, engine_url, count) for _ in range(3)]
-        bare.append(await bare_loop(source, folder / "bare.jsonl", engine_url))
-    dispatch, finalize, cpu, p99 = (sorted(values)[1] for values in zip(*runs, strict=True))
-    bare_rate = count / (sum(bare) / len(bare))
-    ratio = count / dispatch / bare_rate
+    async with (
+        support.engine(folder) as engine_url,
+        support.platform(folder) as server,
+        aiohttp.ClientSession() as session,
+    ):
+        file_id = await support.upload(session, server.url, source)
+        pairs = [
+            (
+                await bare_loop(source, folder / "bare.jsonl", engine_url),
+                await run(session, server, file_id, engine_url, count, PATIENT),
+            )
+            for _ in range(RUNS)
+        ]
+        polled = [await run(session, server, file_id, engine_url, count, IMPATIENT) for _ in range(RUNS)]
+    bare = median(bare for bare, _ in pairs)
+    runs = [ours for _, ours in pairs]
+    dispatch, finalize = median(r.dispatch for r in runs), median(r.finalize for r in runs)
+    ratio = median(bare / ours.dispatch for bare, ours in pairs)
+    cpu = median(r.cpu for r in runs)
+    polls = sorted(taken for r in polled for taken in r.polls)
+    p99 = polls[int(len(polls) * 0.99)]
+    name = f"dispatch {count:,} chat requests, {CONCURRENCY} in flight"
+    rates = f"{count / dispatch:,.0f} req/s", f"{count / bare:,.0f} req/s"
     return [
-        Row(
-            f"dispatch {count:,} chat requests, {CONCURRENCY} in flight",
-            f"{count / dispatch:,.0f} req/s",
-            f"{bare_rate:,.0f} req/s",
-            f"{ratio:.2f}",
-            ">= 0.60",
-            ratio >= 0.6,
-        ),
+        Row(name, *rates, f"{ratio:.2f}", ">= 0.60", ratio >= 0.6),
         Row("CPU of the whole platform per 1,000 requests", f"{cpu * 1000 / count:.2f} s", "", "", "", True),
         Row(f"finalize {count:,} lines", f"{finalize:.2f} s", "", "", "< 1 s", finalize < 1),
-        Row("poll of the batch meanwhile, p99", f"{p99 * 1000:.0f} ms", "", "", "<= 50 ms", p99 <= 0.05),
+        Row(
+            f"poll of the batch meanwhile, p99 of {len(polls)}", f"{p99 * 1000:.0f} ms", "", "", "<= 50 ms", p99 <= 0.05
+        ),
     ]
 
 
-async def _one(
-    session: aiohttp.ClientSession, server: support.Platform, file_id: str, engine_url: str, count: int
-) -> tuple[float, float, float, float]:
-    """One batch: seconds of dispatch, seconds of finalizing, CPU seconds of the platform, p99 of the poll."""
+async def run(
+    session: aiohttp.ClientSession, server: support.Platform, file_id: str, engine_url: str, count: int, every: float
+) -> Run:
+    """One batch, looked at every so many seconds until it ends."""
     before = server.process.cpu_times()
     options = {"max_concurrency": CONCURRENCY, "adaptive_concurrency": False}
     batch_id = await support.create(session, server.url, file_id, engine_url, **options)
-    stop, taken = asyncio.Event(), list[float]()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(poll(session, f"{server.url}/v1/batches/{batch_id}", stop, taken))
-        done = await support.until_terminal(session, server.url, batch_id)
-        stop.set()
+    polls: list[float] = []
+    done = await support.until_terminal(session, server.url, batch_id, every, polls)
     counts = done["request_counts"]
     if counts != {"total": count, "completed": count, "failed": 0}:
         raise RuntimeError(f"not every request succeeded: {counts}")
     after = server.process.cpu_times()
     batch = await get_batch(server.metadata, batch_id)
-    cpu = after.user + after.system - before.user - before.system
-    taken.sort()
-    p99 = taken[int(len(taken) * 0.99)]
-    return (
-        seconds(batch, "in_progress_time", "finalizing_time"),
-        seconds(batch, "finalizing_time", "completed_time"),
-        cpu,
-        p99,
+    return Run(
+        dispatch=seconds(batch, "in_progress_time", "finalizing_time"),
+        finalize=seconds(batch, "finalizing_time", "completed_time"),
+        cpu=after.user + after.system - before.user - before.system,
+        polls=polls,
     )

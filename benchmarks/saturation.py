@@ -37,21 +37,25 @@ async def measure(folder: Path) -> list[Row]:
 async def _kept(
     session: aiohttp.ClientSession, server: support.Platform, file_id: str, engine_url: str, adaptive: bool
 ) -> float:
-    """Mean in flight over the cap, from one second after the first request until 256 requests are left."""
+    """Mean in flight over the cap, from one second after the first request until 256 requests are left.
+
+    By Little's law it is the rate times the latency, and counting what ended is exact, where sampling a gauge is not.
+    """
     start = await finished(session, engine_url)
     options = {"max_concurrency": CONCURRENCY, "adaptive_concurrency": adaptive}
     batch_id = await support.create(session, server.url, file_id, engine_url, **options)
-    samples: list[tuple[float, float, float]] = []  # time, in flight, finished
+    samples: list[tuple[float, float]] = []  # time, requests ended so far
     async with asyncio.TaskGroup() as group:
-        done = group.create_task(support.until_terminal(session, server.url, batch_id, every=0.2))
+        done = group.create_task(support.until_terminal(session, server.url, batch_id, every=0.25))
         while not done.done():
-            now = time.perf_counter()
-            samples.append((now, await gauge(session, engine_url, "vllm:num_requests_running"), 0.0))
-            samples[-1] = (*samples[-1][:2], await finished(session, engine_url) - start)
-            await asyncio.sleep(0.02)
-    first = next(at for at, running, _ in samples if running)
-    full = [running for at, running, ended in samples if at >= first + 1 and ended <= COUNT - 2 * CONCURRENCY]
-    return sum(full) / len(full) / CONCURRENCY
+            ended = await finished(session, engine_url) - start
+            samples.append((time.perf_counter(), ended))
+            await asyncio.sleep(0.05)
+    # The first answers come one latency after the first requests.
+    first = next(at for at, ended in samples if ended) - LATENCY_MS / 1000
+    whole = [(at, ended) for at, ended in samples if at >= first + 1 and ended <= COUNT - CONCURRENCY]
+    (begin, before), (end, after) = whole[0], whole[-1]
+    return (after - before) / (end - begin) * (LATENCY_MS / 1000) / CONCURRENCY
 
 
 async def finished(session: aiohttp.ClientSession, engine_url: str) -> float:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -137,11 +138,15 @@ async def create(session: aiohttp.ClientSession, base: str, file_id: str, engine
 
 
 async def until_terminal(
-    session: aiohttp.ClientSession, base: str, batch_id: str, every: float = 0.05
+    session: aiohttp.ClientSession, base: str, batch_id: str, every: float = 0.05, taken: list[float] | None = None
 ) -> dict[str, object]:
+    """The batch when it has ended; looks every so many seconds, and appends the seconds that each look took."""
     while True:
+        started = time.perf_counter()
         async with session.get(f"{base}/v1/batches/{batch_id}") as answer:
             batch: dict[str, object] = await answer.json()
+        if taken is not None:
+            taken.append(time.perf_counter() - started)
         if batch["status"] in ("completed", "failed", "expired", "cancelled"):
             if batch["status"] != "completed":
                 raise RuntimeError(f"the batch did not complete: {batch}")

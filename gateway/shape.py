@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import islice
 from json.decoder import scanstring  # type: ignore[attr-defined]  # the C scanner of the standard library
 from typing import Any
 
@@ -17,6 +18,7 @@ import msgspec
 from services.kit.errors import InvalidArgument
 
 MAX_MEMBERS = 64
+MAX_ITEMS = 10_000
 MAX_INT64 = 2**63 - 1
 UNPARSABLE = "We could not parse the JSON body of your request. The API expects a JSON object, encoded as UTF-8."
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -102,7 +104,8 @@ def _value(path: str, field: Field, token: bytes) -> Any:
         case Kind.OBJECT:
             return _members(_object(path, token), field.fields or {}, f"{path}.")
         case Kind.TEXTS:
-            for name, value in _object(path, token).items():
+            # Metadata takes far fewer: a body of a million of them must not hold up the loop.
+            for name, value in islice(_object(path, token).items(), MAX_MEMBERS):
                 _string(f"{path}.{printable(name)}", bytes(value))
             return token.decode()
         case Kind.RAW:
@@ -139,6 +142,13 @@ def _strings(path: str, token: bytes) -> list[str]:
     if token[:1] != b"[":
         raise wrong_type(path, NAMES[Kind.STRINGS], token)
     items = msgspec.json.decode(token, type=list[msgspec.Raw])
+    if len(items) > MAX_ITEMS:
+        raise InvalidArgument(
+            f"Invalid '{path}': array too long. Expected an array with maximum length {MAX_ITEMS}, but got an array with "
+            f"length {len(items)} instead.",
+            param=path,
+            code="array_above_max_length",
+        )
     return [_string(f"{path}[{index}]", bytes(item)) for index, item in enumerate(items)]
 
 

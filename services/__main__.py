@@ -20,6 +20,7 @@ from gateway.auth import is_loopback
 from services.kit import log as logs
 from services.kit.lifecycle import until_signalled
 from services.kit.settings import Settings, load
+from services.kit.thread import in_own_loop
 
 Run = Callable[[Settings], AbstractAsyncContextManager[str]]
 
@@ -35,6 +36,11 @@ ROLES = {
 # Settings by which the roles that start later find an earlier one.
 ADDRESS_SETTINGS = {"metadata": "metadata_addr", "planner": "planner_addr", "console": "console_addr"}
 FREE_PORT = "127.0.0.1:0"
+# Beside other roles these run on an event loop in a thread of their own: a runner that is busy with hundreds of answers
+# would otherwise make everybody wait who polls the gateway. See docs/decisions/0007-runner-in-a-thread.md.
+APART = frozenset({"runner"})
+# Seconds after which a busy thread gives way to another; Python's own 5 ms add up over the steps of one call.
+GIVE_WAY_S = 0.001
 LOCK_FILE = "serve.lock"
 
 log = structlog.get_logger(__name__)
@@ -59,17 +65,21 @@ async def serve(settings: Settings, roles: Collection[str] = tuple(ROLES)) -> As
             stack.enter_context(only_instance(settings.data_dir))
         for role in ROLES:
             if role in roles:
-                addresses[role] = await stack.enter_async_context(_starting(role, settings))
+                apart = role in APART and len(roles) > 1
+                addresses[role] = await stack.enter_async_context(_starting(role, settings, apart=apart))
                 settings = wired(settings, {role: addresses[role]})
         yield addresses
 
 
 @asynccontextmanager
-async def _starting(role: str, settings: Settings) -> AsyncIterator[str]:
+async def _starting(role: str, settings: Settings, *, apart: bool) -> AsyncIterator[str]:
     run: Run = importlib.import_module(ROLES[role]).run
+    if apart:
+        sys.setswitchinterval(GIVE_WAY_S)
     async with AsyncExitStack() as stack:
         try:
-            address = await stack.enter_async_context(run(settings))
+            entered = in_own_loop(role, lambda: run(settings)) if apart else run(settings)
+            address = await stack.enter_async_context(entered)
         except Exception as error:
             raise StartFailed(f"the {role} role did not start: {reason(error)}") from error
         yield address

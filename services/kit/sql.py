@@ -62,7 +62,8 @@ def create_engine(url: str) -> AsyncEngine:
     """An engine for `sqlite+aiosqlite:///file` (WAL, every commit synced) or `postgresql+asyncpg://...`."""
     if not url.startswith("sqlite"):
         return create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True)
-    engine = create_async_engine(url, connect_args={"timeout": 30})
+    # Every connection comes back committed or rolled back; to roll back once more would be one more trip to its thread.
+    engine = create_async_engine(url, connect_args={"timeout": 30}, pool_reset_on_return=None)
     sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
@@ -78,8 +79,9 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     # A writer takes the lock at once: upgrading a read lock later would fail at the first rival, without waiting.
-    mode = "IMMEDIATE" if connection.get_execution_options().get("writes") else "DEFERRED"
-    connection.exec_driver_sql(f"BEGIN {mode}")
+    mode = connection.get_execution_options().get("begin", "DEFERRED")
+    if mode is not None:
+        connection.exec_driver_sql(f"BEGIN {mode}")
 
 
 # SQLSTATEs after which the same transaction may be run again: serialization failure, deadlock, shutdown, no connection.
@@ -93,25 +95,35 @@ class Database:
         self.engine = engine
         self.attempts = attempts
 
+    async def look(self, statement: sa.Select[Any]) -> sa.RowMapping | None:
+        """The row of one SELECT that stands for itself. On SQLite each statement is some trips to a thread, so a read
+        that is polled does without BEGIN and without asking for the time."""
+
+        async def work(tx: AsyncConnection) -> sa.RowMapping | None:
+            found: sa.RowMapping | None = (await tx.execute(statement)).mappings().one_or_none()
+            return found
+
+        return await self._run(work, begin=None)
+
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        return await self._run(work, writes=False)
+        return await self._run(work, begin="DEFERRED")
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """`work` may run more than once, each time in a fresh transaction: it must have no other effect."""
-        return await self._run(work, writes=True)
+        return await self._run(work, begin="IMMEDIATE")
 
-    async def _run(self, work: Callable[[AsyncConnection], Awaitable[T]], *, writes: bool) -> T:
+    async def _run(self, work: Callable[[AsyncConnection], Awaitable[T]], *, begin: str | None) -> T:
         for attempt in range(1, self.attempts + 1):
             try:
-                return await uninterrupted(self._once(work, writes=writes))
+                return await uninterrupted(self._once(work, begin=begin))
             except (sa.exc.DBAPIError, OSError) as error:
                 await self._after(error, attempt)
         raise Unavailable("the database is unavailable, retry later")
 
-    async def _once(self, work: Callable[[AsyncConnection], Awaitable[T]], *, writes: bool) -> T:
+    async def _once(self, work: Callable[[AsyncConnection], Awaitable[T]], *, begin: str | None) -> T:
         # Never cancelled half-way: SQLite would keep the lock until somebody collects the cursor that was left open.
         async with self.engine.connect() as plain:
-            tx = await plain.execution_options(writes=writes)
+            tx = await plain.execution_options(begin=begin)
             async with tx.begin():
                 return await work(tx)
 

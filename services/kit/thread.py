@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Generic, TypeVar
 
 import uvloop
 
-from services.kit.lifecycle import background
+from services.kit.lifecycle import background, uninterrupted
 
 T = TypeVar("T")
 
@@ -19,52 +19,77 @@ T = TypeVar("T")
 async def in_own_loop(name: str, make: Callable[[], AbstractAsyncContextManager[T]]) -> AsyncIterator[T]:
     """Hold `make()` open in a new thread `name` for the length of the block; yields what it yields.
 
-    If it fails, before or during the block, its error is raised here and the block is cancelled. At the end of the block
-    it is left in its own thread, and waited for.
+    If it fails, before, during or after the block, its error is raised here, and the block is cancelled. At the end of
+    the block, or when its start is cancelled, it is left in its own thread and waited for.
     """
-    here = asyncio.get_running_loop()
-    entered: asyncio.Future[tuple[T, Callable[[], None]]] = here.create_future()
-    ended: asyncio.Future[None] = here.create_future()
-
-    async def hold() -> None:
-        there, leave = asyncio.get_running_loop(), asyncio.Event()
-        async with make() as value:
-            here.call_soon_threadsafe(_settle, entered, (value, lambda: there.call_soon_threadsafe(leave.set)))
-            await leave.wait()
-
-    def run() -> None:
-        failure: BaseException | None = None
-        try:
-            uvloop.run(hold())
-        except BaseException as error:
-            failure = error
-        here.call_soon_threadsafe(_settle, ended, None, failure)
-
-    thread = threading.Thread(target=run, name=name)
+    part = _Part(make)
+    thread = threading.Thread(target=part.run, name=name)
     thread.start()
-    await asyncio.wait((entered, ended), return_when=asyncio.FIRST_COMPLETED)
-    if not entered.done():
-        await ended  # raises why
-        raise RuntimeError(f"{name} ended before it began")
-    value, leave = entered.result()
     try:
-        async with background(_until(ended)):
+        value = await part.value()
+        async with background(part.until_ended()):
             yield value
     finally:
-        if not ended.done():
-            leave()
-        await asyncio.shield(ended)
+        part.leave()
+        await uninterrupted(part.wait())
         thread.join()
+    part.raise_failure()
 
 
-async def _until(ended: asyncio.Future[None]) -> None:
-    await asyncio.shield(ended)
+class _Part(Generic[T]):
+    """What the two threads tell each other. `run` and `_hold` are the new thread's; the rest is the old one's."""
 
+    def __init__(self, make: Callable[[], AbstractAsyncContextManager[T]]) -> None:
+        self._make = make
+        self._here = asyncio.get_running_loop()
+        self._there = uvloop.new_event_loop()
+        self._leave = asyncio.Event()
+        self._entering: asyncio.Task[None] | None = None
+        self._entered: asyncio.Future[T] = self._here.create_future()
+        self._ended: asyncio.Future[BaseException | None] = self._here.create_future()
 
-def _settle(future: asyncio.Future[T], value: T, failure: BaseException | None = None) -> None:
-    if future.done():
-        return
-    if failure is not None:
-        future.set_exception(failure)
-    else:
-        future.set_result(value)
+    def run(self) -> None:
+        failure: BaseException | None = None
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._there) as runner:
+                runner.run(self._hold())
+        except asyncio.CancelledError:
+            failure = None  # its start was given up, as was asked
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the other thread raises it
+            failure = error
+        self._here.call_soon_threadsafe(self._ended.set_result, failure)
+
+    async def _hold(self) -> None:
+        if self._leave.is_set():
+            return
+        self._entering = asyncio.current_task()
+        async with self._make() as value:
+            self._entering = None
+            self._here.call_soon_threadsafe(self._entered.set_result, value)
+            await self._leave.wait()
+
+    def _on_leave(self) -> None:
+        self._leave.set()
+        if self._entering is not None:
+            self._entering.cancel()
+
+    async def value(self) -> T:
+        await asyncio.wait((self._entered, self._ended), return_when=asyncio.FIRST_COMPLETED)
+        if not self._entered.done():
+            self.raise_failure()
+        return self._entered.result()
+
+    async def until_ended(self) -> None:
+        await self.wait()
+        self.raise_failure()
+
+    async def wait(self) -> None:
+        await asyncio.wait((self._ended,))
+
+    def leave(self) -> None:
+        with suppress(RuntimeError):  # its loop is closed: it has ended by itself
+            self._there.call_soon_threadsafe(self._on_leave)
+
+    def raise_failure(self) -> None:
+        if failure := self._ended.result():
+            raise failure

@@ -54,7 +54,7 @@ class Front:
         return f"http://{self.address}"
 
     def sdk(self, **options: Any) -> openai.AsyncOpenAI:
-        chosen = {"api_key": "any", "max_retries": 0, "_strict_response_validation": True} | options
+        chosen: dict[str, Any] = {"api_key": "any", "max_retries": 0, "_strict_response_validation": True} | options
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", **chosen)
 
     async def call(self, method: str, path: str, **options: Any) -> Answer:

@@ -152,7 +152,7 @@ def test_the_block_and_the_metadata_keep_their_bytes() -> None:
 
 def test_null_is_as_good_as_absent() -> None:
     message = parse_create_batch(body(metadata=None, aibrix=None, output_expires_after=None))
-    present = [message.HasField(name) for name in ("metadata_json", "aibrix_json", "output_expires_after_s")]  # type: ignore[arg-type]
+    present = [message.HasField(name) for name in ("metadata_json", "aibrix_json", "output_expires_after_s")]
     assert present == [False, False, False]
 
 

@@ -63,6 +63,7 @@ async def test_what_cannot_be_completed_leaves_no_file(front: Front) -> None:
         ({}, "missing_required_parameter", "part_ids"),
         ({"part_ids": "x"}, "invalid_type", "part_ids"),
         ({"part_ids": [1]}, "invalid_type", "part_ids[0]"),
+        ({"part_ids": ["x"] * 10_001}, "array_above_max_length", "part_ids"),
         ({"part_ids": [part]}, "invalid_value", "part_ids"),
         ({"part_ids": [part, part]}, "invalid_value", "part_ids"),
         ({"part_ids": [part, "part_x"]}, "invalid_value", "part_ids"),

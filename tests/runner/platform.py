@@ -38,6 +38,7 @@ def settings_for(folder: Path, *, ttl_s: float = 10.0, **runner: Any) -> Setting
     defaults = {"listen": "127.0.0.1:0", "segment_seconds": 0.05, "drain_s": 10.0}
     return Settings(
         data_dir=folder,
+        default_endpoint="http://127.0.0.1:9",  # nobody is there
         metadata=Metadata(listen="127.0.0.1:0", lease_ttl_s=ttl_s),
         runner=Runner(**(defaults | runner)),
         external=External(allowed_hosts="*"),
@@ -191,11 +192,14 @@ class Platform:
             yield other
 
     @asynccontextmanager
-    async def runner(self, **changes: Any) -> AsyncIterator[Any]:
+    async def runner(self, *, metadata_addr: str = "", **changes: Any) -> AsyncIterator[Any]:
         """A runner; its status stub. Leaving the block drains it."""
-        runner = self.settings.runner.model_copy(update=changes)
+        update = {
+            "runner": self.settings.runner.model_copy(update=changes),
+            "metadata_addr": metadata_addr or self.settings.metadata_addr,
+        }
         async with (
-            run_runner(self.settings.model_copy(update={"runner": runner})) as address,
+            run_runner(self.settings.model_copy(update=update)) as address,
             channel(address) as to_runner,
         ):
             yield runner_pb2_grpc.RunnerServiceStub(to_runner)

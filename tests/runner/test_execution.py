@@ -272,12 +272,10 @@ async def test_memory_is_bounded_by_bytes_not_by_lines(p: Platform, engine: Mock
 
 
 async def test_models_of_default_endpoints_are_reported(p: Platform) -> None:
-    async with mock_engine(MockOptions(models=("llama", "qwen"))) as engine:
-        async with p.with_settings(default_endpoint=engine.url) as platform:
-            async with platform.runner():
-
-                async def listed() -> list[str]:
-                    return await platform.models()
-
-                assert sorted(await eventually(listed)) == ["llama", "qwen"]
-            assert await platform.models() == []
+    async with (
+        mock_engine(MockOptions(models=("llama", "qwen"))) as engine,
+        p.with_settings(default_endpoint=engine.url) as platform,
+    ):
+        async with platform.runner():
+            assert sorted(await eventually(platform.models)) == ["llama", "qwen"]
+        assert await platform.models() == []

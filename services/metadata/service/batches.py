@@ -68,13 +68,10 @@ class BatchService:
         return batch
 
     async def get_batch(self, project_id: str, id: str) -> Batch:
-        async def work(tx: Tx) -> Batch | None:
-            return await batches.find(tx, project_id, id)
-
-        batch = await self.transactions.read(work) if "\0" not in id else None
-        if batch is None:
+        row = await self.transactions.look(batches.one(project_id, id)) if "\0" not in id else None
+        if row is None:
             raise checks.missing("batch", id)
-        return batch
+        return batches.as_batch(row)
 
     async def list_batches(self, project_id: str, page_size: int, after: str | None) -> tuple[list[Batch], bool]:
         """One page, and whether there is more behind it."""

@@ -38,9 +38,14 @@ async def insert(tx: Tx, batch: Batch, target: str) -> None:
     await tx.run(t.insert().values(**values, target=target))
 
 
-async def find(tx: Tx, project_id: str, id: str) -> Batch | None:
+def one(project_id: str, id: str) -> sa.Select[Any]:
     """The batch of this project."""
-    row = await tx.find(sa.select(*COLUMNS).where(t.c.id == id, t.c.project_id == project_id))
+    return sa.select(*COLUMNS).where(t.c.id == id, t.c.project_id == project_id)
+
+
+async def find(tx: Tx, project_id: str, id: str) -> Batch | None:
+    """As `one`, in a transaction."""
+    row = await tx.find(one(project_id, id))
     return as_batch(row) if row else None
 
 

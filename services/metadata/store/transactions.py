@@ -51,6 +51,10 @@ class Transactions:
         self._database = database
         self._now = now
 
+    async def look(self, statement: Any) -> Row | None:
+        """The row of one SELECT that needs neither the time nor another statement."""
+        return await self._database.look(statement)
+
     async def read(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         async def timed(connection: AsyncConnection) -> T:
             return await work(await self._begin(connection))

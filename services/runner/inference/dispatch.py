@@ -29,7 +29,7 @@ BEGUN_PER_SLOT = 4
 # Chunks of input that wait while another one is dispatched.
 CHUNKS_AHEAD = 2
 LEAST_WAIT_S = 0.05
-WORKERS_PER_ROUND = 4
+WORKERS_PER_ROUND = 8
 
 Job = tuple[Request, Engine, int]
 

@@ -98,7 +98,10 @@ class Adaptive:
             return
         self._refused += 1
         self._count()
-        if self._refused < max(min(NOISE_COUNT, self._value), NOISE * self._value) or now < self._cut_at + CUT_INTERVAL_S:
+        if (
+            self._refused < max(min(NOISE_COUNT, self._value), NOISE * self._value)
+            or now < self._cut_at + CUT_INTERVAL_S
+        ):
             return
         self._value = max(1.0, self._value * CUT)
         self._climbing = False

@@ -136,10 +136,9 @@ def test_the_limit_stays_between_one_and_the_cap(
     cap: int, factor: float, events: list[tuple[bool, float, int]]
 ) -> None:
     limiter = Adaptive(cap, factor)
-    now, number = 0.0, 0
-    for good, rest, in_flight in events:
+    now = 0.0
+    for number, (good, rest, in_flight) in enumerate(events, 1):
         now += rest
-        number += 1
         before = limiter.limit()
         if good:
             limiter.on_success(number, in_flight)
