@@ -186,7 +186,7 @@ class Execution:
         def on_gone() -> None:
             self._phase = "launching"
             dispatcher.pause("no runtime")
-            dispatcher.pool.replace(())
+            dispatcher.lose_engines()
 
         def on_ready(endpoints: tuple[Endpoint, ...]) -> None:
             self._phase = "draining" if self.held.interrupted.is_set() else "dispatching"

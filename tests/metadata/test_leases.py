@@ -72,7 +72,9 @@ async def test_takeover_fences_the_holder_before(metadata):
     old = await metadata.leased(4)
     await metadata.commit(old, 1, [0, 1])
     await save(metadata, old, '{"pid": 4711}')
-    metadata.clock.advance(TTL + 1)
+    metadata.clock.advance(TTL - 1)
+    assert await metadata.acquire("other") is None
+    metadata.clock.advance(1)
     new = await metadata.acquire("other")
     assert new is not None
     assert (new.token, new.attempt, new.runtime_json) == (old.token + 1, 1, '{"pid": 4711}')

@@ -203,7 +203,7 @@ class Machine(RuleBasedStateMachine):
         if model.current(token):
             model.held = False
 
-    @rule(seconds=st.sampled_from([1, 5, TTL_S, WINDOW_S]))
+    @rule(seconds=st.sampled_from([1, 5, TTL_S, TTL_S, WINDOW_S]))
     def time_passes(self, seconds):
         self.clock.advance(seconds)
         self.now += seconds
@@ -273,9 +273,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_database_says_what_the_model_says(self):
         async def look(tx):
-            return [
-                (await leases.find(tx, model.id), await segments.committed(tx, model.id)) for model in self.models
-            ]
+            return [(await leases.find(tx, model.id), await segments.committed(tx, model.id)) for model in self.models]
 
         for model, (work, lines) in zip(self.models, self.runner.run(self.transactions.read(look)), strict=True):
             batch = work.batch

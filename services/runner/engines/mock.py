@@ -43,6 +43,8 @@ vllm:num_preemptions_total{{model_name="{model}"}} 0
 vllm:prompt_tokens_total{{model_name="{model}"}} {prompt_tokens}
 # TYPE vllm:generation_tokens_total counter
 vllm:generation_tokens_total{{model_name="{model}"}} {generation_tokens}
+# TYPE vllm:request_success_total counter
+vllm:request_success_total{{model_name="{model}",finished_reason="stop"}} {succeeded}
 """
 
 
@@ -171,6 +173,7 @@ class MockEngine:
             used=min(1.0, seen.in_flight / capacity) if capacity else 0.0,
             prompt_tokens=seen.prompt_tokens,
             generation_tokens=seen.generation_tokens,
+            succeeded=seen.statuses[200],
         )
 
 

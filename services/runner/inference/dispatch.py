@@ -68,6 +68,7 @@ class Dispatcher:
         self._stranded_timer: asyncio.TimerHandle | None = None
         self._idle: list[asyncio.Future[Job | None]] = []
         self._workers: list[asyncio.Task[None]] = []
+        self._busy: dict[asyncio.Task[None], Engine] = {}
         self._room = asyncio.Event()
         self._held_bytes = 0
         self._begun = 0
@@ -95,6 +96,13 @@ class Dispatcher:
         self._after(drain_s, self._give_up)
         self._pump()
 
+    def lose_engines(self) -> None:
+        """All engines ended: what is in flight there is tried again elsewhere, also if its connection only hangs."""
+        self.pool.replace(())
+        for worker, engine in self._busy.items():
+            engine.gone = True
+            worker.cancel()
+
     def pause(self, why: str) -> None:
         """Start nothing until every reason is taken back by `resume`."""
         self._pauses.add(why)
@@ -111,17 +119,31 @@ class Dispatcher:
         while (job := self._match() or await self._rest()) is not None:
             request, engine, sent = job
             request.attempts += 1
-            outcome = None
-            try:
-                outcome = await self._client.send(engine, request.body)
-            finally:
-                self.limiter.leave(engine, sent, outcome)
+            outcome = await self._attempt(request, engine, sent)
             REQUESTS[outcome.kind].inc()
             self._settle(request, outcome)
             if self._idle:
                 self._pump()
             if not self._turnstile.try_pass():
                 await self._turnstile.wait()
+
+    async def _attempt(self, request: Request, engine: Engine, sent: int) -> Outcome:
+        worker = asyncio.current_task()
+        assert worker is not None
+        self._busy[worker] = engine
+        outcome = None
+        try:
+            outcome = await self._client.send(engine, request.body)
+        except asyncio.CancelledError:
+            # One cancel is that of `lose_engines`; a second one, or one without it, is meant for the worker.
+            if not engine.gone or worker.cancelling() != 1:
+                raise
+            worker.uncancel()
+            outcome = Outcome(Kind.DISCONNECTED, detail="the engine ended before it answered")
+        finally:
+            del self._busy[worker]
+            self.limiter.leave(engine, sent, outcome)
+        return outcome
 
     async def _rest(self) -> Job | None:
         if self._over():

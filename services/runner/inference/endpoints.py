@@ -33,6 +33,7 @@ class Engine:
         "controller",
         "drops",
         "endpoint",
+        "gone",
         "healthy",
         "in_flight",
         "probe_at",
@@ -47,6 +48,8 @@ class Engine:
         self.route: Any = None
         """The client's own: what is the same in every request here."""
         self.healthy = True
+        self.gone = False
+        """It ended: nobody waits for its answers any more."""
         self.in_flight = 0
         self.sent = 0
         """Requests sent so far, and so the sequence number of the newest."""
@@ -104,6 +107,8 @@ class EndpointPool:
 
     def settle(self, engine: Engine, sent: int, outcome: Outcome) -> None:
         """Learn from the request `sent`, which is still counted in `in_flight`."""
+        if engine.gone:
+            return
         if outcome.kind is Kind.OK:
             engine.drops = 0
             engine.controller.on_success(sent, engine.in_flight)
