@@ -18,6 +18,7 @@ import orjson
 import psutil
 
 READY_S = 60.0
+UPLOAD_PIECE = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,26 @@ def chat_lines(path: Path, count: int, text: str = "Say hello to number") -> Non
             out.write(orjson.dumps(line) + b"\n")
 
 
+def form(path: Path) -> aiohttp.MultipartWriter:
+    """What the SDK sends for `files.create(file=path, purpose="batch")`, read in large pieces."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        with path.open("rb") as source:
+            while piece := source.read(UPLOAD_PIECE):
+                yield piece
+
+    writer = aiohttp.MultipartWriter("form-data")
+    writer.append("batch").set_content_disposition("form-data", name="purpose")
+    part = writer.append(pieces(), {"Content-Type": "application/octet-stream"})
+    part.set_content_disposition("form-data", name="file", filename=path.name)
+    return writer
+
+
 async def upload(session: aiohttp.ClientSession, base: str, path: Path) -> str:
-    form = aiohttp.FormData()
-    form.add_field("purpose", "batch")
-    with path.open("rb") as source:
-        form.add_field("file", source, filename=path.name)
-        async with session.post(f"{base}/v1/files", data=form) as answer:
-            body = await answer.json()
-            if answer.status != 200:
-                raise RuntimeError(f"upload failed: {body}")
+    async with session.post(f"{base}/v1/files", data=form(path)) as answer:
+        body = await answer.json()
+        if answer.status != 200:
+            raise RuntimeError(f"upload failed: {body}")
     return str(body["id"])
 
 

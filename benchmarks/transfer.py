@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
@@ -75,8 +75,8 @@ async def measure(folder: Path) -> list[Row]:
         async with asyncio.TaskGroup() as group:
             watcher = group.create_task(peak.watch())
             for _ in range(3):
-                bare_up.append(await timed(lambda: _post_raw(session, f"{bare_url}/file", source)))
-                bare_down.append(await timed(lambda: _drain(session, f"{bare_url}/file", size)))
+                bare_up.append(await timed(lambda: _post(session, f"{bare_url}/file", source)))
+                bare_down.append(await timed(lambda: _drain(session, f"{bare_url}/file")))
                 up.append(await timed(lambda: support.upload(session, server.url, source)))
                 file_id = (await _newest(session, server.url))["id"]
                 content = f"{server.url}/v1/files/{file_id}/content"
@@ -120,24 +120,20 @@ async def timed(work: Callable[[], Awaitable[object]]) -> float:
     return time.perf_counter() - started
 
 
-async def _post_raw(session: aiohttp.ClientSession, url: str, path: Path) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        with path.open("rb") as source:
-            while chunk := source.read(MIB // 4):
-                yield chunk
-
-    async with session.post(url, data=chunks()) as answer:
+async def _post(session: aiohttp.ClientSession, url: str, path: Path) -> None:
+    """The same stream as an upload to the platform."""
+    async with session.post(url, data=support.form(path)) as answer:
         answer.raise_for_status()
 
 
-async def _drain(session: aiohttp.ClientSession, url: str, size: int) -> None:
+async def _drain(session: aiohttp.ClientSession, url: str, at_least: int = 1) -> None:
     got = 0
     async with session.get(url) as answer:
         answer.raise_for_status()
         async for chunk in answer.content.iter_any():
             got += len(chunk)
-    if got != size:
-        raise RuntimeError(f"{got} of {size} bytes arrived")
+    if got < at_least:
+        raise RuntimeError(f"{got} of {at_least} bytes arrived")
 
 
 async def _newest(session: aiohttp.ClientSession, base: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +33,15 @@ ENDPOINTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "/v1/moderations": ("Moderations", ("input",)),
     "/v1/rerank": ("Rerank", ("query", "documents")),
 }
-ENVELOPE = ("custom_id", "method", "url", "body")
+LONGEST_MODEL = 512
+# A line has no use for more besides its body; it bounds the slow check for repeated keys.
+LONGEST_ENVELOPE = 64 * 1024
+# Numbers and texts in the input of one embeddings line: OpenAI takes 300,000 tokens.
+MOST_ITEMS = 500_000
 NULL = b"null"
+ABSENT = msgspec.Raw(NULL)
+# Length of what stands around the four fields if they are all there is, with the spaces that Python's json writes.
+PLAIN = len('{"custom_id": , "method": , "url": , "body": }')
 KINDS = {
     ord("{"): "an object",
     ord("["): "an array",
@@ -43,8 +51,30 @@ KINDS = {
     ord("n"): "null",
 }
 
-Fields = dict[str, msgspec.Raw]
-FIELDS: msgspec.json.Decoder[Fields] = msgspec.json.Decoder(Fields)
+
+class Envelope(msgspec.Struct):
+    """A line; each field is its JSON text. Other fields are read over without making anything of them."""
+
+    custom_id: msgspec.Raw = ABSENT
+    method: msgspec.Raw = ABSENT
+    url: msgspec.Raw = ABSENT
+    body: msgspec.Raw = ABSENT
+
+
+class Body(msgspec.Struct):
+    """The fields of a body that some endpoint needs, likewise."""
+
+    model: msgspec.Raw = ABSENT
+    stream: msgspec.Raw = ABSENT
+    messages: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
+    query: msgspec.Raw = ABSENT
+    documents: msgspec.Raw = ABSENT
+
+
+ENVELOPE: msgspec.json.Decoder[Envelope] = msgspec.json.Decoder(Envelope)
+BODY: msgspec.json.Decoder[Body] = msgspec.json.Decoder(Body)
 TEXT: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
 ITEMS: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -144,23 +174,22 @@ class Checker:
             raise Fault("too_many_tasks", message, last=True)
         if line.too_long:
             raise Fault("line_too_large", f"This line is longer than {self.limits.line_bytes} bytes.")
-        envelope = parse_fields(line.text)
+        envelope = parse(line.text)
         refuse_repeated(line.text, envelope)
         self._check_id(envelope)
         self._check_target(envelope)
         body = self._body(envelope)
         self._check_stream(body)
         for name in self.needed:
-            raw = body.get(name, NULL)
-            if len(raw) == len(NULL) and bytes(raw) == NULL:
+            if is_absent(getattr(body, name)):
                 title = name.capitalize()
                 raise Fault("invalid_request", f"{title} parameter is required.", f"body.{name}")
         self._check_model(body)
         if self.endpoint == "/v1/embeddings":
             self._count_inputs(body)
 
-    def _check_id(self, envelope: Fields) -> None:
-        custom_id = text_of(envelope, "custom_id")
+    def _check_id(self, envelope: Envelope) -> None:
+        custom_id = text_of(envelope.custom_id, "custom_id")
         if not custom_id:
             raise Fault("invalid_value", "Invalid 'custom_id': it must not be empty.", "custom_id")
         mark = custom_id if len(custom_id) <= SHORT_ID else hashlib.sha256(custom_id.encode()).digest()
@@ -172,37 +201,36 @@ class Checker:
             raise Fault("duplicate_custom_id", message, "custom_id")
         self.seen.add(mark)
 
-    def _check_target(self, envelope: Fields) -> None:
-        if bytes(envelope.get("method", b"")) != b'"POST"' and (method := text_of(envelope, "method")) != "POST":
-            raise Fault("invalid_method", f"Invalid method: '{method[:16]}'. Only 'POST' is supported.", "method")
-        if bytes(envelope.get("url", b"")) != self.url and text_of(envelope, "url") != self.endpoint:
+    def _check_target(self, envelope: Envelope) -> None:
+        method, url = envelope.method, envelope.url
+        if bytes(method) != b'"POST"' and (said := text_of(method, "method")) != "POST":
+            raise Fault("invalid_method", f"Invalid method: '{said[:16]}'. Only 'POST' is supported.", "method")
+        if bytes(url) != self.url and text_of(url, "url") != self.endpoint:
             raise Fault("invalid_url", "The URL provided for this request does not match the batch endpoint.", "url")
 
     @staticmethod
-    def _body(envelope: Fields) -> Fields:
-        raw = envelope.get("body", NULL)
-        if len(raw) == len(NULL):
-            raw = present(envelope, "body", "body")
+    def _body(envelope: Envelope) -> Body:
+        raw = present(envelope.body, "body")
         if kind_of(raw) != "an object":
             raise wrong_type("body", "an object", raw)
-        return FIELDS.decode(raw)
+        return BODY.decode(raw)
 
-    def _check_stream(self, body: Fields) -> None:
-        stream = bytes(body.get("stream", NULL))
+    def _check_stream(self, body: Body) -> None:
+        stream = bytes(body.stream)
         if stream == b"true":
             message = f"{self.title}: Streaming is not supported in the Batch API."
             raise Fault("streaming_unsupported", message, "body.stream")
         if stream not in (b"false", NULL):
             raise wrong_type("body.stream", "a boolean", stream)
 
-    def _check_model(self, body: Fields) -> None:
-        text = bytes(body.get("model", NULL))
+    def _check_model(self, body: Body) -> None:
+        text = bytes(body.model)
         if text in (self.model_text, NULL):
             return
         if kind_of(text) != "a string":
             raise wrong_type("body.model", "a string", text)
         model = TEXT.decode(text)
-        if not model or "\0" in model:
+        if not model or "\0" in model or len(model) > LONGEST_MODEL:
             raise Fault("invalid_value", "Invalid 'body.model': it must be the name of a model.", "body.model")
         if self.findings.model is None:
             self.findings.model, self.model_text = model, text
@@ -213,9 +241,12 @@ class Checker:
             )
             raise Fault("mismatched_model", message, "body.model")
 
-    def _count_inputs(self, body: Fields) -> None:
-        raw = body["input"]
-        items = ITEMS.decode(raw) if kind_of(raw) == "an array" else []
+    def _count_inputs(self, body: Body) -> None:
+        raw = body.input
+        is_list = kind_of(raw) == "an array"
+        if is_list and bytes(raw).count(b",") > MOST_ITEMS:
+            raise Fault("line_too_large", f"The input of this line holds more than {MOST_ITEMS} items.", "body.input")
+        items = ITEMS.decode(raw) if is_list else []
         # A list of numbers is one input in tokens; a list of texts, or of such lists, is many.
         self.inputs += len(items) if items and kind_of(items[0]) in ("a string", "an array") else 1
         if self.inputs > MOST_EMBEDDING_INPUTS:
@@ -223,15 +254,14 @@ class Checker:
             raise Fault("too_many_tasks", message, "body.input", last=True)
 
 
-def parse_fields(text: bytes) -> Fields:
-    """The fields of an object, each as its JSON text."""
+def parse(text: bytes) -> Envelope:
     if not text.isascii():
         try:
             text.decode()
         except UnicodeDecodeError as error:
             raise Fault("invalid_encoding", "This line is not encoded in UTF-8.") from error
     try:
-        return FIELDS.decode(text)
+        return ENVELOPE.decode(text)
     except RecursionError as error:
         raise Fault("invalid_json_line", "This line is nested too deeply.") from error
     except msgspec.ValidationError as error:
@@ -240,40 +270,45 @@ def parse_fields(text: bytes) -> Fields:
         raise Fault("invalid_json_line", "This line is not parseable as valid JSON.") from error
 
 
-def refuse_repeated(text: bytes, envelope: Fields) -> None:
+def refuse_repeated(text: bytes, envelope: Envelope) -> None:
     """A key that stands twice in the envelope means one thing to us and perhaps another to the next reader.
 
-    The text is only read again if it is longer than its fields, each once, and the usual spaces between them.
+    The text is only read again if it is longer than the four fields, each once, and the usual spaces between them.
     """
-    plain = 1 + 4 * len(envelope) + sum(map(len, envelope)) + sum(map(len, envelope.values()))
-    if len(text) - plain < min(2 * len(envelope), len(',"url":1')):
+    custom_id, method, url, body = envelope.custom_id, envelope.method, envelope.url, envelope.body
+    if len(text) - len(custom_id) - len(method) - len(url) - len(body) <= PLAIN:
         return
-    body = envelope.get("body")
-    short = text if body is None else text.replace(bytes(body), NULL, 1)
+    short = text.replace(bytes(body), NULL, 1)
+    if len(short) > LONGEST_ENVELOPE:
+        raise Fault("invalid_json_line", f"This line holds more than {LONGEST_ENVELOPE} bytes besides its body.")
     pairs: list[tuple[str, Any]] = []
 
     def keep(found: list[tuple[str, Any]]) -> None:
         pairs[:] = found  # called last for the outermost object
 
-    json.loads(short, object_pairs_hook=keep)
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            shown = name[:64]
-            raise Fault("invalid_json_line", f"The key '{shown}' stands more than once in this line.", shown)
+    try:
+        json.loads(short, object_pairs_hook=keep, parse_int=str, parse_float=str)
+    except RecursionError as error:
+        raise Fault("invalid_json_line", "This line is nested too deeply.") from error
+    repeated = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
+    if repeated is not None:
+        shown = repeated[:64]
+        raise Fault("invalid_json_line", f"The key '{shown}' stands more than once in this line.", shown)
 
 
-def present(envelope: Fields, name: str, param: str) -> bytes:
-    raw = bytes(envelope.get(name, NULL))
-    if raw == NULL:
+def is_absent(raw: msgspec.Raw) -> bool:
+    return len(raw) == len(NULL) and bytes(raw) == NULL
+
+
+def present(raw: msgspec.Raw, param: str) -> msgspec.Raw:
+    if is_absent(raw):
         raise Fault("missing_required_parameter", f"Missing required parameter: '{param}'.", param)
     return raw
 
 
-def text_of(envelope: Fields, name: str) -> str:
-    raw = present(envelope, name, name)
-    if kind_of(raw) != "a string":
-        raise wrong_type(name, "a string", raw)
+def text_of(raw: msgspec.Raw, param: str) -> str:
+    if kind_of(present(raw, param)) != "a string":
+        raise wrong_type(param, "a string", raw)
     return TEXT.decode(raw)
 
 
@@ -284,7 +319,7 @@ def kind_of(raw: bytes | msgspec.Raw) -> str:
     return "a decimal" if any(mark in bytes(raw) for mark in b".eE") else "an integer"
 
 
-def wrong_type(param: str, expected: str, raw: bytes) -> Fault:
+def wrong_type(param: str, expected: str, raw: bytes | msgspec.Raw) -> Fault:
     return Fault(
         "invalid_type", f"Invalid type for '{param}': expected {expected}, but got {kind_of(raw)} instead.", param
     )

@@ -18,7 +18,18 @@ from services.kit.lifecycle import wait_for
 from services.runner.held import HeldLease
 from services.runner.leases import Leases
 from services.runner.patience import Patience
-from services.runner.runtimes.base import Endpoint, Gone, Handle, Pending, Probe, Ready, Runtime, RuntimeFailed, Spec
+from services.runner.runtimes.base import (
+    Endpoint,
+    Gone,
+    Handle,
+    OwnedByRunner,
+    Pending,
+    Probe,
+    Ready,
+    Runtime,
+    RuntimeFailed,
+    Spec,
+)
 
 T = TypeVar("T")
 
@@ -117,6 +128,11 @@ class Allocation:
             else:
                 self._handle = None
                 return
+
+    async def abandon(self) -> None:
+        """The lease is lost: end what nobody else can end, and leave the rest to the next holder."""
+        if isinstance(self._runtime, OwnedByRunner):
+            await self.release()
 
     async def _up(self, stop: asyncio.Event) -> tuple[Endpoint, ...] | None:
         if self._handle is not None:

@@ -105,6 +105,8 @@ class Execution:
             log.exception("execution failed")
         if end == "error":
             await self._release("the runner failed", self._backoff_s(self._lease.attempt))
+        if end == "lost" and self._allocation is not None:
+            await self._allocation.abandon()
         LEASES.labels(end=end).inc()
 
     def drain(self) -> None:

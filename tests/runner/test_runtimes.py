@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import orjson
 import pytest
@@ -241,6 +241,28 @@ async def test_an_engine_that_keeps_dying_fails_the_batch(p: Platform) -> None:
             batch = await p.ended(id)
     assert batch.state == State.FAILED
     assert batch.errors[0].message == "exited with code 1"
+
+
+class Owned(Scripted):
+    """As Local: nobody else can end what it started."""
+
+    owned_by_runner: ClassVar[Literal[True]] = True
+
+
+@pytest.mark.parametrize(("kind", "released"), [(Scripted, 0), (Owned, 1)])
+async def test_a_lost_lease_ends_what_nobody_else_can_end(tmp_path: Path, kind: Any, released: int) -> None:
+    async with platform(settings_for(tmp_path, ttl_s=1.0)) as p, mock_engine() as engine:
+        engine.faults.add("hang")
+        runtime = kind(ready(engine))
+        id = await p.submit(some_lines(3))
+        async with looping(p, runtime) as service:
+            await eventually(lambda: engine.requests.in_flight == 3)
+            (execution,) = service.executions
+            token = execution.status().token
+            # As if a pause of the process had let the lease run out: it is handed back, and somebody else takes it.
+            await p.leases.ReleaseLease(pb.ReleaseLeaseRequest(batch_id=id, token=token, retry_after_ms=60_000))
+            await eventually(lambda: not service.executions)
+    assert len(runtime.released) == released
 
 
 async def test_orphans_are_released_at_start(p: Platform) -> None:

@@ -98,10 +98,12 @@ class Dispatcher:
 
     def lose_engines(self) -> None:
         """All engines ended: what is in flight there is tried again elsewhere, also if its connection only hangs."""
+        for engine in self.pool.engines:
+            engine.gone = True
         self.pool.replace(())
         for worker, engine in self._busy.items():
-            engine.gone = True
-            worker.cancel()
+            if engine.gone:
+                worker.cancel()
 
     def pause(self, why: str) -> None:
         """Start nothing until every reason is taken back by `resume`."""
@@ -110,10 +112,6 @@ class Dispatcher:
     def resume(self, why: str) -> None:
         self._pauses.discard(why)
         self._pump()
-
-    @property
-    def pauses(self) -> frozenset[str]:
-        return frozenset(self._pauses)
 
     async def _work(self) -> None:
         while (job := self._match() or await self._rest()) is not None:
@@ -133,6 +131,8 @@ class Dispatcher:
         self._busy[worker] = engine
         outcome = None
         try:
+            if engine.gone:  # since this request was given to it
+                return Outcome(Kind.DISCONNECTED, detail="the engine ended before it answered")
             outcome = await self._client.send(engine, request.body)
         except asyncio.CancelledError:
             # One cancel is that of `lose_engines`; a second one, or one without it, is meant for the worker.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from services.kit.settings import Settings
 from services.kit.spec.addresses import AddressPolicy
@@ -99,6 +99,16 @@ class Runtime(Protocol):
     async def close(self) -> None:
         """The process ends: let go of what cannot outlive it."""
         ...
+
+
+@runtime_checkable
+class OwnedByRunner(Protocol):
+    """A power that a runtime may have: what it starts can be reached, and ended, by this process alone.
+
+    So a runner that loses a lease ends it; the allocation of any other runtime is the next holder's to find or release.
+    """
+
+    owned_by_runner: ClassVar[Literal[True]]
 
 
 class RuntimeClass(Protocol):

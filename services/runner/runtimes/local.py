@@ -12,7 +12,7 @@ import re
 import secrets
 import socket
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import aiohttp
 import structlog
@@ -43,6 +43,7 @@ MODEL = re.compile(r"[A-Za-z0-9_][\w.:@+-]*(?:/[\w:@+-][\w.:@+-]*)*", re.ASCII)
 
 class Local:
     target: ClassVar[str] = "Local"
+    owned_by_runner: ClassVar[Literal[True]] = True
 
     def __init__(self, settings: Settings, *, grace_s: float = GRACE_S) -> None:
         self._commands = settings.local.commands
