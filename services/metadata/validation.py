@@ -288,8 +288,8 @@ def refuse_repeated(text: bytes, envelope: Envelope) -> None:
 
     try:
         json.loads(short, object_pairs_hook=keep, parse_int=str, parse_float=str)
-    except RecursionError as error:
-        raise Fault("invalid_json_line", "This line is nested too deeply.") from error
+    except (ValueError, RecursionError) as error:
+        raise Fault("invalid_json_line", "This line is not parseable as valid JSON.") from error
     repeated = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
     if repeated is not None:
         shown = repeated[:64]

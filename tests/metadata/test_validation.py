@@ -53,6 +53,9 @@ CASES = {
     "utf-16": (("\ufeff" + GOOD.decode()).encode("utf-16-le"), "invalid_encoding", None),
     "a repeated id": (b'{"custom_id":"a",' + GOOD[1:], "invalid_json_line", "custom_id"),
     "a repeated body": (GOOD[:-1] + b',"body":{}}', "invalid_json_line", "body"),
+    "a repeated extra key": (GOOD[:-1] + b',"x":1,"x":2}', "invalid_json_line", "x"),
+    "a large envelope": (GOOD[:-1] + b',"x":"' + b"y" * 70_000 + b'"}', "invalid_json_line", None),
+    "many keys": (b"{" + b",".join(b'"k%d":1' % n for n in range(100_000)) + b"}", "invalid_json_line", None),
     "no id": (without("custom_id"), "missing_required_parameter", "custom_id"),
     "no method": (without("method"), "missing_required_parameter", "method"),
     "no url": (without("url"), "missing_required_parameter", "url"),
@@ -69,6 +72,7 @@ CASES = {
     "a number as model": (with_body(model=3), "invalid_type", "body.model"),
     "an empty model": (with_body(model=""), "invalid_value", "body.model"),
     "no messages": (with_body(messages=...), "invalid_request", "body.messages"),
+    "a long model": (with_body(model="m" * 513), "invalid_value", "body.model"),
     "stream": (with_body(stream=True), "streaming_unsupported", "body.stream"),
     "stream as text": (with_body(stream="true"), "invalid_type", "body.stream"),
 }
@@ -106,6 +110,9 @@ def test_what_is_accepted():
         "r2",
     ]
     assert not found(with_body(stream=False)).errors
+    assert not found(
+        GOOD[:-1] + b', "x": ' + b"1" * 6000 + b', "y": 1e999, "z": ' + b"[" * 300 + b"]" * 300 + b"}"
+    ).errors
     assert not found(with_body(stream=None)).errors
     assert not found(json.dumps(a_line(1), indent=None, separators=(" , ", " : ")).encode()).errors
     assert not found(with_body(messages=["\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")])).errors
@@ -205,6 +212,13 @@ def test_embedding_inputs_are_counted_over_all_lines():
     assert not found(data, "/v1/embeddings", size=1 << 16).errors
     errors = found(data + b"\n" + line(5, "more"), "/v1/embeddings", size=1 << 16).errors
     assert [(error.code, error.line) for error in errors] == [("too_many_tasks", 5)]
+
+
+def test_an_input_of_nothing_but_brackets():
+    body = b'{"model": "m", "input": [' + b"[]," * 600_000 + b"[]]}"
+    line = b'{"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": ' + body + b"}"
+    (error,) = found(line, "/v1/embeddings", size=1 << 20).errors
+    assert (error.code, error.param) == ("line_too_large", "body.input")
 
 
 def test_it_stops_when_told():
