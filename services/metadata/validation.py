@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,9 +115,14 @@ def check(
 ) -> Findings:
     """Read the whole file and say what it holds. Error: Abandoned, once `keep_on` says no."""
     checker = Checker(endpoint, limits)
-    for line in split(chunks, limits.line_bytes):
-        if not line.number & 255 and not keep_on():
-            raise Abandoned
+
+    def wanted() -> Iterator[bytes]:
+        for chunk in chunks:
+            if not keep_on():
+                raise Abandoned
+            yield chunk
+
+    for line in split(wanted(), limits.line_bytes):
         if not checker.add(line):
             break
     return checker.finish()

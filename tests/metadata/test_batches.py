@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import asyncpg
 import pytest
 import structlog
 
@@ -235,3 +236,23 @@ async def test_a_batch_survives_the_death_of_its_server(make_settings, database_
         metadata.clock.advance(60)
         ended = await metadata.reaches(batch.id, State.IN_PROGRESS)
         assert ended.total_count == 2
+
+
+async def test_a_database_that_drops_every_connection_is_an_interruption(make_settings, postgres_url):
+    settings = make_settings(metadata={"database_url": postgres_url}, default_endpoint="http://127.0.0.1:9")
+    admin = await asyncpg.connect(postgres_url.replace("+asyncpg", ""))
+    try:
+        async with serving_metadata(settings) as metadata:
+            file = await metadata.file(some_lines(3))
+            for _ in range(5):
+                made = asyncio.gather(*(metadata.batch(input_file_id=file.id) for _ in range(4)))
+                await admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                for batch in await made:
+                    # A validator that lost its transaction lets the batch rest for a while.
+                    metadata.clock.advance(60)
+                    await metadata.reaches(batch.id, State.IN_PROGRESS)
+    finally:
+        await admin.close()

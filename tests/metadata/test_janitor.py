@@ -113,3 +113,18 @@ async def test_the_lease_of_a_dead_runner_is_counted_no_more(metadata):
     again = await metadata.acquire("other")
     assert again.token == lease.token + 1
     await metadata.leases.ReleaseLease(leases_pb2.ReleaseLeaseRequest(batch_id=again.batch.id, token=again.token))
+
+
+async def test_the_same_on_s3(make_settings, postgres_url, s3_objects):
+    settings = make_settings(
+        metadata={"database_url": postgres_url, "janitor_interval_s": 0.05},
+        objects=s3_objects,
+        default_endpoint="http://127.0.0.1:9",
+    )
+    async with serving_metadata(settings) as metadata:
+        ended = await metadata.completed(3, output_expires_after_s=3600)
+        key = f"results/{ended.id}/2/output.jsonl"
+        await gone(metadata, f"segments/{ended.id}/2-1.out.jsonl", f"indexes/{ended.id}/1")
+        assert await metadata.keys("results/") == [key]
+        metadata.clock.advance(3600)
+        await gone(metadata, key)
