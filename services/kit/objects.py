@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +26,7 @@ from services.kit.settings import Settings
 CHUNK = 4 * 1024 * 1024
 PART = 5 * 1024 * 1024  # S3 takes parts of 5 MiB to 5 GiB, at most 10,000: files up to 50 GB
 PARTS_AT_ONCE = 2
+STAGED = re.compile(r"#\d+$")
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,11 @@ class ObjectStore:
                 for meta in page:
                     yield _info(meta)
 
+    async def delete_unfinished(self, age_s: float) -> int:
+        """Delete what writers left that died half-way, once it is so old; how many. On a bucket, unfinished multipart
+        uploads are the work of a lifecycle rule: no listing shows them."""
+        return 0 if self._root is None else await asyncio.to_thread(_delete_unfinished, self._root, age_s)
+
     async def _sync(self, key: str) -> None:
         if self._root is not None:
             with translated(key):
@@ -139,6 +147,18 @@ class Source(AsyncIterator[bytes]):
 
 def _info(meta: obstore.ObjectMeta) -> ObjectInfo:
     return ObjectInfo(meta["path"], meta["size"], (meta["e_tag"] or "").strip('"'), meta["last_modified"])
+
+
+def _delete_unfinished(root: Path, age_s: float) -> int:
+    """obstore writes to `<key>#<number>` and renames; its own listing leaves these names out."""
+    before = time.time() - age_s
+    deleted = 0
+    for path in root.rglob("*#*"):
+        with suppress(FileNotFoundError):
+            if STAGED.search(path.name) and path.is_file() and path.stat().st_mtime <= before:
+                path.unlink()
+                deleted += 1
+    return deleted
 
 
 def _fsync(path: Path) -> None:

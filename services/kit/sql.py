@@ -59,11 +59,14 @@ def _now_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
 
 
 def create_engine(url: str) -> AsyncEngine:
-    """An engine for `sqlite+aiosqlite:///file` (WAL, every commit synced) or `postgresql+asyncpg://...`."""
+    """An engine for `sqlite+aiosqlite:///file` (WAL, every commit synced) or `postgresql+asyncpg://...`.
+
+    Errors never show the values of a statement: they may be a user's credentials, and errors are logged.
+    """
     if not url.startswith("sqlite"):
-        return create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True)
+        return create_async_engine(url, hide_parameters=True, pool_size=10, max_overflow=10, pool_pre_ping=True)
     # Every connection comes back committed or rolled back; to roll back once more would be one more trip to its thread.
-    engine = create_async_engine(url, connect_args={"timeout": 30}, pool_reset_on_return=None)
+    engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": 30}, pool_reset_on_return=None)
     sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

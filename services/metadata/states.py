@@ -51,7 +51,7 @@ LIFECYCLE = Machine({
     E.START:          ({S.VALIDATING},                                  S.IN_PROGRESS),
     E.FINALIZE:       ({S.IN_PROGRESS},                                 S.FINALIZING),
     E.COMPLETE:       ({S.FINALIZING},                                  S.COMPLETED),
-    E.FAIL:           ({S.VALIDATING, S.IN_PROGRESS, S.FINALIZING},     S.FAILED),
+    E.FAIL:           ({S.VALIDATING, S.IN_PROGRESS, S.FINALIZING, S.CANCELLING}, S.FAILED),
     E.CANCEL:         ({S.VALIDATING, S.IN_PROGRESS, S.FINALIZING},     S.CANCELLING),
     E.CONFIRM_CANCEL: ({S.CANCELLING},                                  S.CANCELLED),
     E.EXPIRE:         ({S.VALIDATING, S.IN_PROGRESS, S.FINALIZING},     S.EXPIRED),

@@ -88,7 +88,7 @@ class Allocation:
             self._count_failure()
             await self._drop_handle()
             again = failure.retryable and self._failure_count < self._attempts
-            log.warning("runtime failed", why=failure.why, failure_count=self._failure_count, again=again)
+            log.warning("runtime failed", why=headline(failure.why), failure_count=self._failure_count, again=again)
             raise RuntimeFailed(failure.why, retryable=again) from failure
 
     async def watch(
@@ -104,7 +104,7 @@ class Allocation:
             if not isinstance(probe, Gone):
                 await asyncio.sleep(FIRST_PROBE_S)
                 continue
-            log.warning("runtime is gone", why=probe.why)
+            log.warning("runtime is gone", why=headline(probe.why))
             on_gone()
             self._count_failure()
             await self._drop_handle()
@@ -123,7 +123,7 @@ class Allocation:
             try:
                 await _guarded(self._runtime.release(self._handle), CALL_TIMEOUT_S)
             except RuntimeFailed as failure:
-                log.warning("runtime not released", why=failure.why)
+                log.warning("runtime not released", why=headline(failure.why))
                 await asyncio.sleep(2.0**attempt)
             else:
                 self._handle = None
@@ -138,7 +138,7 @@ class Allocation:
         if self._handle is not None:
             probe = await self._probe()
             if isinstance(probe, Gone):
-                log.info("runtime of an earlier holder is gone", why=probe.why)
+                log.info("runtime of an earlier holder is gone", why=headline(probe.why))
                 await self._drop_handle()
             elif isinstance(probe, Ready):
                 log.info("runtime found again")
@@ -192,3 +192,9 @@ async def _guarded(call: Awaitable[T], timeout_s: float) -> T:
     except Exception as error:
         log.exception("runtime raised an unexpected error")
         raise RuntimeFailed("the runtime raised an unexpected error", retryable=True) from error
+
+
+def headline(why: str) -> str:
+    """The first line of a reason. What follows is the end of the engine's log, which may hold prompts: it is for the batch's
+    owner, in the batch's errors, and never for our log."""
+    return why.partition("\n")[0][:256]

@@ -45,6 +45,11 @@ EXPIRE_DRAIN_S = 3.0
 LONGEST_BACKOFF_S = 60.0
 # How often metadata may refuse the end that its own goal asked for.
 MOST_REFUSALS = 10
+# Leases after which a batch whose execution fails for a reason that nobody foresaw is given up.
+MOST_ATTEMPTS = 8
+# Ends that are allowed whatever the goal is: nobody could write the error lines.
+INPUT_UNAVAILABLE = Failure(code="input_unavailable", message="The input file can no longer be read.")
+INTERNAL_ERROR = Failure(code="internal_error", message="The batch could not be run; the runner's log says why.")
 
 UNFINISHED = {
     Goal.CANCEL: Failure(
@@ -104,10 +109,36 @@ class Execution:
             end = "error"
             log.exception("execution failed")
         if end == "error":
-            await self._release("the runner failed", self._backoff_s(self._lease.attempt))
+            await self._after_error()
         if end == "lost" and self._allocation is not None:
             await self._allocation.abandon()
         LEASES.labels(end=end).inc()
+
+    async def _after_error(self) -> None:
+        """Somebody else may have more luck; a batch with which nobody has any must end all the same."""
+        if self._lease.attempt >= MOST_ATTEMPTS:
+            try:
+                async with background(self.held.keep()):
+                    await self._give_up(INTERNAL_ERROR)
+            except* Exception:
+                log.exception("batch not ended")
+            else:
+                return
+        await self._release("the runner failed", self._backoff_s(self._lease.attempt))
+
+    async def _give_up(self, failure: Failure) -> bool:
+        """End a batch that cannot be ended as it should: with what is committed, if that can be read."""
+        log.error("batch given up", code=failure.code)
+        output = error = None
+        try:
+            output, error = await self._finalizer.write(None)
+        except* (ServiceError, OSError) as group:
+            log.error("what is committed cannot be read", why=str(group.exceptions[0]))
+        batch_id, token = self._lease.batch_id, self._lease.token
+        await self._patience.until_done(
+            lambda: self._leases.finish(batch_id, token, End.FAILED, output, error, failure)
+        )
+        return True
 
     def drain(self) -> None:
         """Let requests in flight end, commit, and hand the batch back."""
@@ -144,7 +175,7 @@ class Execution:
                 await self._patience.until_done(self.held.refresh)
                 if self.held.goal is Goal.RUN:
                     continue  # neither cancelled nor late after all
-            if await self._finish():
+            if await self._end():
                 return None
 
     async def _run_lines(self) -> None:
@@ -161,7 +192,7 @@ class Execution:
         try:
             await self._dispatch(self._allocation, endpoints)
         except* NotFound:
-            self._failure = Failure(code="input_unavailable", message="The input file can no longer be read.")
+            self._failure = INPUT_UNAVAILABLE
 
     async def _dispatch(self, allocation: Allocation, endpoints: tuple[Endpoint, ...]) -> None:
         lease, settings = self._lease, self._settings
@@ -206,6 +237,13 @@ class Execution:
         self._phase = "draining"
         drain_s = self._settings.drain_s
         dispatcher.stop(min(drain_s, EXPIRE_DRAIN_S) if self.held.goal is Goal.EXPIRE else drain_s)
+
+    async def _end(self) -> bool:
+        try:
+            return await self._finish()
+        except* NotFound:
+            log.warning("the input, its index or a segment is gone")
+        return await self._give_up(INPUT_UNAVAILABLE)
 
     async def _finish(self) -> bool:
         """Write the files and end the batch. False: it must end otherwise, look again."""

@@ -64,7 +64,8 @@ def _response_line(custom_id: bytes, outcome: Outcome, body: bytes, answer: Any)
 def _request_id(outcome: Outcome, answer: Any) -> bytes:
     """The engine's own name for the request, to find it in its log."""
     found = outcome.request_id or answer.get("id")
-    return orjson.dumps(found if isinstance(found, str) else "")
+    # A header's bytes may be anything: what is not UTF-8 arrives as surrogates, which JSON cannot hold.
+    return orjson.dumps(found.encode(errors="replace").decode() if isinstance(found, str) else "")
 
 
 def _random() -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import aiohttp
+import msgspec
 import structlog
 
 from brix.metadata.v1 import runners_pb2 as pb
@@ -19,6 +20,7 @@ INTERVAL_S = 5.0
 MODELS_TIMEOUT_S = 2.0
 MOST_MODELS = 1000
 MOST_BYTES = 4 * 1024 * 1024
+PIECE_BYTES = 256 * 1024
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +85,17 @@ class Reporter:
         return sorted({model for task in tasks for model in task.result()})[:MOST_MODELS]
 
 
+class _Entry(msgspec.Struct):
+    id: str
+
+
+class _Listed(msgspec.Struct):
+    data: list[_Entry]
+
+
+_decode = msgspec.json.Decoder(_Listed).decode
+
+
 async def _models(session: aiohttp.ClientSession, endpoint: Endpoint) -> list[str]:
     """The ids that `GET /v1/models` lists; none if it does not answer as it should."""
     url = endpoint.base_url.rstrip("/") + "/v1/models"
@@ -90,9 +103,11 @@ async def _models(session: aiohttp.ClientSession, endpoint: Endpoint) -> list[st
         async with session.get(url, headers=dict(endpoint.headers), allow_redirects=False) as response:
             if response.status != 200 or (response.content_length or 0) > MOST_BYTES:
                 return []
-            listed = await response.json(content_type=None)
-    except (aiohttp.ClientError, OSError, ValueError):
+            pieces: list[bytes] = []
+            async for piece in response.content.iter_chunked(PIECE_BYTES):
+                pieces.append(piece)
+                if sum(map(len, pieces)) > MOST_BYTES:
+                    return []
+        return [entry.id for entry in _decode(b"".join(pieces)).data]
+    except (aiohttp.ClientError, OSError, ValueError, RecursionError):
         return []
-    data = listed.get("data") if isinstance(listed, dict) else None
-    entries = data if isinstance(data, list) else []
-    return [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +87,16 @@ async def test_list_and_delete_by_folder(store: ObjectStore) -> None:
     await store.delete(["a/1", "a/b/2"])
     assert {found.key async for found in store.list("a/")} == set()
     assert await store.get("ab/3") == b"x"
+
+
+def test_what_a_dead_writer_left_is_deleted_when_it_is_old(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings()
+    store = open_store(settings)
+    folder = Path(settings.objects_url()) / "files"
+    folder.mkdir(parents=True)
+    for name in ("a#1", "b#2", "c", "d#x"):
+        (folder / name).write_bytes(b"x")
+    os.utime(folder / "a#1", (0, 0))
+    os.utime(folder / "c", (0, 0))
+    assert asyncio.run(store.delete_unfinished(3600)) == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["b#2", "c", "d#x"]

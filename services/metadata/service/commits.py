@@ -38,6 +38,7 @@ from services.metadata.store.transactions import Transactions, Tx
 
 LARGEST_PAGE = 5000
 MOST_ERRORS = 100
+GIVEN_UP = frozenset({"input_unavailable", "internal_error"})
 # Far above any setting for the lines of a batch.
 MOST_LINES = 1 << 24
 
@@ -232,7 +233,7 @@ def check_finish(finish: Finish) -> None:
 def check_outcome(batch: Batch, finish: Finish, tx: Tx) -> None:
     """Whether this outcome agrees with the state, the deadline and the lines; of several outcomes the first wins."""
     outcome = finish.outcome
-    if batch.state is BatchState.CANCELLING and outcome is not BatchState.CANCELLED:
+    if batch.state is BatchState.CANCELLING and outcome is not BatchState.CANCELLED and not is_given_up(finish):
         raise GoalChanged("the batch is being cancelled: finish it as CANCELLED", goal=Goal.CANCEL)
     LIFECYCLE.after(batch.state, OUTCOMES[outcome])
     if outcome is BatchState.FAILED:
@@ -244,6 +245,11 @@ def check_outcome(batch: Batch, finish: Finish, tx: Tx) -> None:
             raise GoalChanged("the deadline of the batch has passed: finish it as EXPIRED", goal=Goal.EXPIRE)
         raise IllegalTransition("lines are not committed yet", state=batch.state)
     check_counts(batch, finish)
+
+
+def is_given_up(finish: Finish) -> bool:
+    """It cannot end otherwise, cancelled or not: nobody can write the lines that were not run."""
+    return finish.outcome is BatchState.FAILED and finish.errors[0].code in GIVEN_UP
 
 
 def check_counts(batch: Batch, finish: Finish) -> None:

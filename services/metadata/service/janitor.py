@@ -60,7 +60,7 @@ class JanitorService:
 
         A crash between the writing of an object and its row leaves one, and so does a runner that lost its lease.
         """
-        deleted = 0
+        deleted = await self.store.delete_unfinished(self.orphan_age.total_seconds())
         for kind in (*WORK_KINDS, *NAMED_KINDS):
             page: list[str] = []
             async for found in self.store.list(f"{kind}/"):

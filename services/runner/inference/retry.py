@@ -51,6 +51,6 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 def _seconds_until(value: str, now: datetime) -> float:
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        return ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds()
+    except (ValueError, OverflowError, TypeError, IndexError):  # whatever a header makes of the parser
         return math.nan
-    return ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds()
