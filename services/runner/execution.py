@@ -108,10 +108,10 @@ class Execution:
         except* Exception:
             end = "error"
             log.exception("execution failed")
+        if end != "done" and self._allocation is not None:
+            await self._allocation.abandon()
         if end == "error":
             await self._after_error()
-        if end == "lost" and self._allocation is not None:
-            await self._allocation.abandon()
         LEASES.labels(end=end).inc()
 
     async def _after_error(self) -> None:
@@ -129,6 +129,8 @@ class Execution:
     async def _give_up(self, failure: Failure) -> bool:
         """End a batch that cannot be ended as it should: with what is committed, if that can be read."""
         log.error("batch given up", code=failure.code)
+        if self._allocation is not None:
+            await self._allocation.release()
         output = error = None
         try:
             output, error = await self._finalizer.write(None)

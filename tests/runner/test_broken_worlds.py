@@ -9,11 +9,13 @@ import pytest
 import sqlalchemy as sa
 
 from brix.metadata.v1 import leases_pb2 as pb
+from services.kit.lines import ENTRY
 from services.kit.objects import open_store
 from services.kit.sql import create_engine
 from services.runner.allocation import headline
 from services.runner.engines.mock import MockEngine, mock_engine
 from services.runner.engines.options import MockOptions
+from services.runner.execution import MOST_ATTEMPTS
 from services.runner.inference.outcome import Kind, Outcome
 from services.runner.inference.retry import parse_retry_after
 from services.runner.records import output_line
@@ -49,6 +51,20 @@ async def test_what_was_committed_before_the_input_was_lost_is_kept(p: Platform)
         batch = await p.ended(id)
     assert batch.state == State.FAILED
     assert len((await p.results(batch)).output) == batch.completed_count >= 4
+
+
+async def test_a_batch_with_which_no_runner_has_any_luck_ends(p: Platform, engine: MockEngine) -> None:
+    id = await p.external(some_lines(20), engine.url)
+    for _ in range(MOST_ATTEMPTS):
+        lease = await p.lease(id)
+        await p.leases.ReleaseLease(pb.ReleaseLeaseRequest(batch_id=id, token=lease.token))
+    store = open_store(p.settings)
+    (index,) = [found async for found in store.list("indexes/")]
+    await store.put(index.key, ENTRY.pack(3, 5) * 20)
+    async with p.runner():
+        batch = await p.ended(id)
+    assert batch.state == State.FAILED
+    assert [error.code for error in batch.errors] == ["internal_error"]
 
 
 def test_a_request_id_that_is_no_text_is_no_reason_to_stop() -> None:
