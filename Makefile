@@ -57,6 +57,7 @@ docs: venv ## Generate docs/settings.md
 lock: venv ## Resolve the dependencies anew into the lock files
 	@$(COMPILE) --upgrade pyproject.toml --extra dev -o $(LOCK)
 	@$(COMPILE) -c $(LOCK) pyproject.toml -o requirements.lock
+	@$(COMPILE) -c $(LOCK) pyproject.toml --extra llamacpp -o requirements-llamacpp.lock
 	@echo hatchling | $(COMPILE) -c $(LOCK) - -o requirements-build.lock
 
 env: venv ## Make .env and an API key for docker compose

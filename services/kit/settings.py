@@ -104,6 +104,29 @@ class Local(Section):
     commands: dict[str, list[str]] = Field(default_factory=dict)
     """JSON: name to argument list, with `{port}` and `{model}` filled in; a batch names one in `runtime.options.command`.
     Users never send a command line: that would be a shell for everyone who may create a batch."""
+    models_dir: str = ""
+    """Folder of the models, tokenizers and chat templates that a template which a batch brings along may name by path. Empty:
+    none. `*`: anywhere (for one user on a laptop). Templates of the registry are the operator's, not bound."""
+
+
+class Templates(Section):
+    """Where metadata finds ModelDeploymentTemplates."""
+
+    source: str = ""
+    """A YAML file or a folder of them, `configmap:NAMESPACE/NAME` (key `templates.yaml`; another: `configmap:NAMESPACE/NAME/KEY`),
+    or `console`. Empty: none, and a batch brings its template along."""
+    reload_s: float = Field(default=5.0, gt=0)
+    """How often the source, also that of profiles, is looked at for changes."""
+    inline_flags: Literal["listed", "any"] = "listed"
+    """Engine flags in a template that a batch brings along, and in its overrides. `listed`: those of docs/engines.md, which
+    neither read files nor load code. `any`: all (for one user on a laptop). Templates of the registry are not bound."""
+
+
+class Profiles(Section):
+    """Where metadata finds BatchProfiles."""
+
+    source: str = ""
+    """A YAML file, or `configmap:NAMESPACE/NAME` (key `profiles.yaml`; another: `configmap:NAMESPACE/NAME/KEY`). Empty: none."""
 
 
 class Planner(Section):
@@ -187,6 +210,8 @@ class Settings(BaseSettings):
     runner: Runner = Field(default_factory=Runner)
     external: External = Field(default_factory=External)
     local: Local = Field(default_factory=Local)
+    templates: Templates = Field(default_factory=Templates)
+    profiles: Profiles = Field(default_factory=Profiles)
     objects: Objects = Field(default_factory=Objects)
     log: Log = Field(default_factory=Log)
 

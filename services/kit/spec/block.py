@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from services.kit.errors import InvalidArgument
 from services.kit.spec.client import MAX_CONCURRENCY, Client, Strict
-from services.kit.spec.template import TemplateSpec
+from services.kit.spec.profile import ProfileSpec
+from services.kit.spec.template import Name, TemplateSpec, Version
 
 EXTERNAL = "External"
+# A name that a user invented stands in messages up to this length.
+LONGEST_SHOWN = 64
 
 
 class Runtime(Strict):
@@ -19,17 +22,37 @@ class Runtime(Strict):
     """Free-form: the runtime that `target` names checks it."""
 
 
+class TemplateOverrides(Strict):
+    """What a batch may change of its template."""
+
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+
+
 class ModelTemplate(Strict):
-    name: str = Field(min_length=1, max_length=128)
-    version: str | None = Field(default=None, max_length=128)
+    name: Name
+    version: Version | Literal[""] | None = None
+    """Absent or empty: the latest active one of the registry."""
     spec: TemplateSpec | None = None
-    overrides: dict[str, Any] | None = None
+    """Absent or empty: the registry's."""
+    overrides: TemplateOverrides | None = None
+
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _an_empty_one_is_none(cls, spec: Any) -> Any:
+        return None if spec == {} else spec
+
+
+class ProfileOverrides(Strict):
+    """What a batch may change of its profile."""
+
+    scheduling: dict[str, Any] = Field(default_factory=dict)
 
 
 class Profile(Strict):
-    name: str = Field(min_length=1, max_length=128)
-    spec: dict[str, Any] | None = None
-    overrides: dict[str, Any] | None = None
+    name: Name
+    spec: ProfileSpec | None = None
+    """Absent: the registry's."""
+    overrides: ProfileOverrides | None = None
 
 
 class Block(Strict):
@@ -62,7 +85,7 @@ def parse_block(text: str | bytes | None) -> Block:
 
 def as_invalid(detail: Any) -> InvalidArgument:
     """One of pydantic's complaints as ours. It never repeats the value: that may be a secret or a megabyte."""
-    path = ".".join(["aibrix", *(str(part) for part in detail["loc"])])
+    path = dotted("aibrix", *detail["loc"])
     kind: str = detail["type"]
     if kind == "extra_forbidden":
         return InvalidArgument(f"Unknown parameter: '{path}'.", param=path, code="unknown_parameter")
@@ -72,4 +95,12 @@ def as_invalid(detail: Any) -> InvalidArgument:
         return InvalidArgument("Invalid 'aibrix': it is not valid JSON.", param="aibrix", code="invalid_type")
     code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
     hint = f" At most {MAX_CONCURRENCY} requests may be in flight." if path.endswith("max_concurrency") else ""
-    return InvalidArgument(f"Invalid value for '{path}': {detail['msg']}.{hint}", param=path, code=code)
+    why = detail["msg"].removeprefix("Value error, ")
+    return InvalidArgument(f"Invalid value for '{path}': {why}.{hint}", param=path, code=code)
+
+
+def dotted(*parts: object) -> str:
+    """A path for people and programs: short, and of one line, whatever the names in it."""
+    shown = (str(part) for part in parts)
+    plain = ("".join(c if c.isprintable() else "?" for c in text[:LONGEST_SHOWN]) for text in shown)
+    return ".".join(plain)[: 8 * LONGEST_SHOWN]

@@ -15,7 +15,9 @@ MAX_CONCURRENCY = 256
 class Strict(BaseModel):
     """Base of every document: unknown fields are refused, numbers are not made of strings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class RetryPolicy(Strict):

@@ -48,7 +48,7 @@ Adapter = Callable[[TemplateSpec, Place], Command]
 
 
 def mock(spec: TemplateSpec, place: Place) -> Command:
-    values = _typed(spec.engine_args) | _typed_text(spec.engine.serve_args)
+    values = _typed(spec.engine_args.model_dump(exclude_unset=True)) | _typed_text(spec.engine.serve_args)
     flags = [part for name, value in sorted(values.items()) for part in (_flag(name), str(value))]
     module = (sys.executable, "-m", "services.runner.engines.mock")
     where = ("--host", place.host, "--port", "0", "--port-file", str(place.port_file))

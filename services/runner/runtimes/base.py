@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from services.kit.settings import Settings
 from services.kit.spec.addresses import AddressPolicy
 from services.kit.spec.block import Block
+from services.kit.spec.template import TemplateSpec
 
 # JSON that is saved with the lease. It names things (pid, container, port); it never holds a secret.
 Handle = dict[str, Any]
@@ -41,6 +42,12 @@ class Spec:
     """The batch id."""
     block: Block
     default_endpoints: tuple[str, ...] = ()
+    template: TemplateSpec | None = None
+    """What to start, with the batch's overrides in it."""
+    template_source: Literal["inline", "registry"] | None = None
+    """`inline`: whoever made the batch wrote the template. `registry`: an operator did."""
+    model: str | None = None
+    """What the engine should be called by: `aibrix.model`, else the model that the lines name."""
 
 
 @dataclass(frozen=True)
