@@ -8,7 +8,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 LOCK := requirements-dev.lock
 STAMP := .venv/.made-from-$(LOCK)
-PROTOC = PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc -I protos
+# The second folder holds google/api/annotations.proto, of googleapis-common-protos.
+PROTOC = PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc -I protos \
+	-I $$($(BIN)/python -c "import google.api as a, pathlib; print(pathlib.Path(list(a.__path__)[0]).parents[1])")
 COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
 help: ## Print this
@@ -44,6 +46,9 @@ check: venv ## Lint, format, types, imports, generated files: what must hold bes
 		|| { echo "make: protos/gen is not what protos/ says: run make protos" >&2; exit 1; }
 	@$(BIN)/aibrix-batch settings | diff - docs/settings.md \
 		|| { echo "make: docs/settings.md is out of date: run make docs" >&2; exit 1; }
+	@$(BIN)/aibrix-batch template schema | diff - docs/template.schema.json && \
+		$(BIN)/aibrix-batch template schema --profile | diff - docs/profile.schema.json \
+		|| { echo "make: the JSON Schemas in docs/ are out of date: run make docs" >&2; exit 1; }
 
 bench: venv ## Measure speed and memory, each against a bare loop
 	@$(BIN)/python -m benchmarks
@@ -51,8 +56,10 @@ bench: venv ## Measure speed and memory, each against a bare loop
 protos: venv ## Generate protos/gen from protos/
 	@rm -rf protos/gen/brix && $(call generate,protos/gen)
 
-docs: venv ## Generate docs/settings.md
+docs: venv ## Generate docs/settings.md and the JSON Schemas
 	@$(BIN)/aibrix-batch settings > docs/settings.md
+	@$(BIN)/aibrix-batch template schema > docs/template.schema.json
+	@$(BIN)/aibrix-batch template schema --profile > docs/profile.schema.json
 
 lock: venv ## Resolve the dependencies anew into the lock files
 	@$(COMPILE) --upgrade pyproject.toml --extra dev -o $(LOCK)

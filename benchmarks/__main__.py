@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from benchmarks import dispatch, latency, saturation, support, transfer, validation
+from benchmarks import creation, dispatch, latency, saturation, support, transfer, validation
 
 MEASURES: dict[str, Callable[[Path], Awaitable[list[support.Row]]]] = {
     "dispatch": dispatch.measure,
@@ -18,6 +18,7 @@ MEASURES: dict[str, Callable[[Path], Awaitable[list[support.Row]]]] = {
     "transfer": transfer.measure,
     "validation": validation.measure,
     "latency": latency.measure,
+    "creation": creation.measure,
 }
 
 

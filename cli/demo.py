@@ -6,12 +6,14 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import openai
 import uvloop
+from openai.types import Batch
 from rich.console import Console
 
 from cli import exits
@@ -58,56 +60,101 @@ class Stopwatch:
         self.show(now)
 
 
-def run(base: Settings) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What a demonstration has: a server in this process, a folder that is deleted at the end, and a voice."""
+
+    name: str
+    folder: Path
+    client: openai.AsyncOpenAI
+    runner: str
+    console: Console
+
+    def say(self, text: str) -> None:
+        say(self.console, f"{self.name}: {text}")
+
+    def show(self, text: str) -> None:
+        say(self.console, f"  {text}")
+
+    async def run(
+        self,
+        requests: Iterable[dict[str, Any]],
+        endpoint: Literal["/v1/chat/completions", "/v1/completions"],
+        block: dict[str, Any],
+        engine: str,
+    ) -> tuple[Batch, list[dict[str, Any]], float]:
+        """The batch that ended, its output lines, and the seconds from the first request on. Error: Failed."""
+        source = self.folder / "input.jsonl"
+        lines = [json.dumps(request) + "\n" for request in requests]
+        source.write_text("".join(lines))
+        self.say(f"uploading {len(lines)} requests to {self.client.base_url}")
+        with source.open("rb") as data:
+            uploaded = await self.client.files.create(file=data, purpose="batch")
+        batch = await self.client.batches.create(
+            input_file_id=uploaded.id,
+            endpoint=endpoint,
+            completion_window="24h",
+            extra_body={"aibrix": block},
+        )
+        self.say(f"created {batch.id}; the Local runtime starts {engine} for it")
+        with showing(self.console) as show:
+            watch = Stopwatch(show)
+            batch = await follow(self.client, self.runner, batch.id, watch)
+        if batch.status != "completed" or batch.output_file_id is None:
+            raise Failed(f"the batch ended as {batch.status}: {batch.errors}")
+        content = await self.client.files.content(batch.output_file_id)
+        return batch, [json.loads(line) for line in content.text.splitlines()], watch.ended - watch.started
+
+
+Play = Callable[[Stage], Awaitable[None]]
+
+
+def perform(name: str, base: Settings, play: Play) -> int:
+    """Run `play` against a server of its own; its exit code. Error: Failed, after the end of the server's log."""
     console = Console()
-    with tempfile.TemporaryDirectory(prefix="aibrix-demo-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="aibrix-demo-") as temporary:
+        folder = Path(temporary)
         settings = embedded(base, folder / "data", drain_s=1.0)
         log = folder / "server.log"
         with logging_to(log, settings):
             try:
-                finished = uvloop.run(_run(folder, settings, console))
+                finished = uvloop.run(_perform(name, folder, settings, console, play))
             except KeyboardInterrupt:
-                finished = None
+                finished = False
             except Exception as error:
                 console.print(log.read_text()[-4000:], markup=False, highlight=False, soft_wrap=True)
-                raise Failed(f"demo: {exits.innermost(error)}") from error
+                raise Failed(f"{name}: {exits.innermost(error)}") from error
     return exits.OK if finished else exits.INTERRUPTED
 
 
-async def _run(folder: Path, settings: Settings, console: Console) -> bool:
-    _say(console, "demo: starting metadata, planner, console, runner and gateway in this process")
+async def _perform(name: str, folder: Path, settings: Settings, console: Console, play: Play) -> bool:
+    say(console, f"{name}: starting metadata, planner, console, runner and gateway in this process")
+
+    async def played(stage: Stage) -> bool:
+        await play(stage)
+        return True
+
     async with back(settings) as settings, front(settings) as (client, runner):
-        return await unless_signalled(_batch(folder, client, runner, console)) is not None
+        stage = Stage(name=name, folder=folder, client=client, runner=runner, console=console)
+        return await unless_signalled(played(stage)) is not None
 
 
-async def _batch(folder: Path, client: openai.AsyncOpenAI, runner: str, console: Console) -> bool:
-    source = folder / "input.jsonl"
-    source.write_text("".join(json.dumps(request(number)) + "\n" for number in range(COUNT)))
-    _say(console, f"demo: uploading {COUNT} requests to {client.base_url}")
-    with source.open("rb") as data:
-        uploaded = await client.files.create(file=data, purpose="batch")
-    batch = await client.batches.create(
-        input_file_id=uploaded.id,
-        endpoint=ENDPOINT,
-        completion_window="24h",
-        extra_body={"aibrix": BLOCK},
-    )
-    _say(console, f"demo: created {batch.id}; the Local runtime starts a mock engine for it")
-    with showing(console) as show:
-        watch = Stopwatch(show)
-        batch = await follow(client, runner, batch.id, watch)
-    if batch.status != "completed" or batch.output_file_id is None:
-        raise Failed(f"the batch ended as {batch.status}: {batch.errors}")
-    content = await client.files.content(batch.output_file_id)
-    check(console, content.text.splitlines())
-    counts = batch.request_counts
-    assert counts is not None
-    rate = COUNT / (watch.ended - watch.started)
-    _say(console, f"demo: {counts.completed}/{counts.total} completed, {counts.failed} failed, {rate:.0f} req/s")
-    if counts.failed:
-        raise Failed(f"{counts.failed} requests failed")
-    return True
+def run(base: Settings) -> int:
+    return perform("demo", base, _play)
+
+
+async def _play(stage: Stage) -> None:
+    requests = (request(number) for number in range(COUNT))
+    batch, answers, seconds = await stage.run(requests, ENDPOINT, BLOCK, "a mock engine")
+    times = Counter(answer["custom_id"] for answer in answers)
+    if times != Counter(f"request-{number}" for number in range(COUNT)):
+        raise Failed("the output does not hold every custom_id exactly once")
+    stage.say(f"the output holds each of the {COUNT} custom_ids exactly once; three of them:")
+    for answer in answers[:: COUNT // 3][:3]:
+        text = answer["response"]["body"]["choices"][0]["message"]["content"]
+        stage.show(f"{answer['custom_id']}: {text[:80]}")
+    stage.say(f"{counted(batch)}, {COUNT / seconds:.0f} req/s")
+    check_none_failed(batch)
 
 
 def request(number: int) -> dict[str, Any]:
@@ -116,17 +163,17 @@ def request(number: int) -> dict[str, Any]:
     return {"custom_id": f"request-{number}", "method": "POST", "url": ENDPOINT, "body": body}
 
 
-def check(console: Console, lines: list[str]) -> None:
-    """Every custom_id once, and three lines to look at. Error: Failed."""
-    answers = [json.loads(line) for line in lines]
-    times = Counter(answer["custom_id"] for answer in answers)
-    if times != Counter(f"request-{number}" for number in range(COUNT)):
-        raise Failed("the output does not hold every custom_id exactly once")
-    _say(console, f"demo: the output holds each of the {COUNT} custom_ids exactly once; three of them:")
-    for answer in answers[:: COUNT // 3][:3]:
-        text = answer["response"]["body"]["choices"][0]["message"]["content"]
-        _say(console, f"  {answer['custom_id']}: {text[:80]}")
+def counted(batch: Batch) -> str:
+    counts = batch.request_counts
+    assert counts is not None
+    return f"{counts.completed}/{counts.total} completed, {counts.failed} failed"
 
 
-def _say(console: Console, text: str) -> None:
+def check_none_failed(batch: Batch) -> None:
+    """Error: Failed."""
+    if batch.request_counts is not None and batch.request_counts.failed:
+        raise Failed(f"{batch.request_counts.failed} requests failed")
+
+
+def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)

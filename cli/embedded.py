@@ -13,7 +13,7 @@ import openai
 from services.__main__ import FREE_PORT, serve, wired
 from services.kit import log as logs
 from services.kit.lifecycle import until_signalled
-from services.kit.settings import External, Objects, Settings
+from services.kit.settings import External, Objects, Profiles, Settings, Templates
 
 T = TypeVar("T")
 BACK = ("metadata", "planner", "console")
@@ -34,7 +34,11 @@ def embedded(base: Settings, data_dir: Path, *, drain_s: float) -> Settings:
             "planner": base.planner.model_copy(update=quiet),
             "console": base.console.model_copy(update=quiet),
             "runner": base.runner.model_copy(update=quiet | {"work_dir": "", "drain_s": drain_s}),
-            "external": External(allowed_hosts="*"),  # one user, who names the engine
+            # One user, who names the engine, its files and its flags.
+            "external": External(allowed_hosts="*"),
+            "local": base.local.model_copy(update={"models_dir": "*"}),
+            "templates": Templates(inline_flags="any"),
+            "profiles": Profiles(),
             "objects": Objects(),
         }
     )

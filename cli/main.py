@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys of the gateway.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+template = typer.Typer(help="Deployment templates and batch profiles.", no_args_is_help=True)
+app.add_typer(template, name="template")
 
 
 class Role(StrEnum):
@@ -118,6 +120,14 @@ def demo() -> None:
     raise typer.Exit(run(settings()))
 
 
+@app.command("demo-real")
+def demo_real() -> None:
+    """Run 50 questions through the whole platform and a real model on this machine; leaves nothing behind."""
+    from cli.demo_real import run
+
+    raise typer.Exit(run(settings()))
+
+
 @app.command("mock-engine")
 def mock_engine(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1.")],
@@ -150,6 +160,27 @@ def keys_new(
         ) from None
     print(f"key (shown once): {key}", file=sys.stderr)
     print(line)
+
+
+@template.command("schema")
+def template_schema(
+    profile: Annotated[bool, typer.Option("--profile", help="Of a document of batch profiles.")] = False,
+) -> None:
+    """Print the JSON Schema of a list of templates, as docs/template.schema.json."""
+    from cli.template import schema
+
+    print(schema(profile=profile), end="")
+
+
+@template.command("validate")
+def template_validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML or JSON; - is standard input.")],
+    profile: Annotated[bool, typer.Option("--profile", help="The files hold batch profiles.")] = False,
+) -> None:
+    """Print every error with its line. Exit code 1 if there is one, 2 if a file cannot be read; warnings change nothing."""
+    from cli.template import validate
+
+    raise typer.Exit(validate(files, profile=profile))
 
 
 @app.command("settings")

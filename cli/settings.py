@@ -31,7 +31,8 @@ def table() -> str:
 
 def _default(name: str) -> str:
     value: object = Settings.model_construct()  # the defaults alone: the environment is not read
-    for part in name.removeprefix("AIBRIX_").lower().split("__"):
+    plain = {field.validation_alias: key for key, field in Settings.model_fields.items() if field.validation_alias}
+    for part in [plain[name]] if name in plain else name.removeprefix("AIBRIX_").lower().split("__"):
         assert isinstance(value, BaseModel)
         value = getattr(value, part)
     if isinstance(value, SecretStr):

@@ -26,6 +26,8 @@ STATUSES: dict[type[errors.ServiceError], tuple[int, str, dict[str, str]]] = {
     errors.StaleLease: (409, INVALID, NO_RETRY),
     errors.GoalChanged: (409, INVALID, NO_RETRY),
     errors.LinesOverlap: (409, INVALID, NO_RETRY),
+    errors.Conflict: (409, INVALID, NO_RETRY),
+    errors.QuotaExceeded: (429, INVALID, NO_RETRY),
     errors.ProtocolMismatch: (500, SERVER, {}),
     errors.ResourceExhausted: (507, SERVER, NO_RETRY),
     errors.Unavailable: (503, SERVER, {"Retry-After": str(RETRY_AFTER_S)}),

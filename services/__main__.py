@@ -36,6 +36,8 @@ ROLES = {
 # Settings by which the roles that start later find an earlier one.
 ADDRESS_SETTINGS = {"metadata": "metadata_addr", "planner": "planner_addr", "console": "console_addr"}
 FREE_PORT = "127.0.0.1:0"
+# Limits that protect a server and its users from each other, and what lifts them where there is one user.
+ONE_USERS = (("external", "allowed_hosts", "*"), ("local", "models_dir", "*"), ("templates", "inline_flags", "any"))
 # Beside other roles these run on an event loop in a thread of their own: a runner that is busy with hundreds of answers
 # would otherwise make everybody wait who polls the gateway. See docs/decisions/0007-runner-in-a-thread.md.
 APART = frozenset({"runner"})
@@ -99,18 +101,17 @@ def together(settings: Settings, roles: Collection[str]) -> Settings:
         if role != "gateway" and "listen" not in section.model_fields_set:
             update[role] = section.model_copy(update={"listen": FREE_PORT})
     if {"gateway", "runner"} <= set(roles) and _is_one_users(settings):
-        log.info("endpoints on any address are allowed: loopback only and no API keys, so this is one user's server")
-        update["external"] = settings.external.model_copy(update={"allowed_hosts": "*"})
+        log.info("loopback only and no API keys, so this is one user's server: any endpoint, file and flag is allowed")
+        for name, limit, lifted in ONE_USERS:
+            section = getattr(settings, name)
+            if limit not in section.model_fields_set:
+                update[name] = section.model_copy(update={limit: lifted})
     return settings.model_copy(update=update)
 
 
 def _is_one_users(settings: Settings) -> bool:
-    """Whoever can reach the server could reach the endpoints as well, so there is nobody to protect them from."""
-    return (
-        is_loopback(settings.gateway.listen)
-        and not settings.api_keys_file
-        and "allowed_hosts" not in settings.external.model_fields_set
-    )
+    """Whoever can reach the server is on this machine as well, so there is nobody to protect it from."""
+    return is_loopback(settings.gateway.listen) and not settings.api_keys_file
 
 
 @contextmanager

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from cli.main import app, keys
+from cli.main import app, keys, template
+from cli.template import schema
+from services.kit.engines.table import check_renderable
 from services.kit.settings import environment_names
+from services.kit.spec.template import (
+    Accelerator,
+    Engine,
+    EngineArgs,
+    ModelSource,
+    Parallelism,
+    Quantization,
+    Template,
+    TemplateSpec,
+)
+from services.kit.spec.versions import version_key
 from services.metadata.states import LIFECYCLE
 from services.runner.runtimes.registry import RUNTIMES
 from tests.cli.support import PATIENCE_S, environment
+from tests.cli.templates import FULL, TEMPLATE
 from tests.e2e.processes import suite, witness
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+TEMPLATES = (ROOT / "docs" / "templates.md").read_text()
 SOURCES = [path for folder in ("services", "gateway") for path in (ROOT / folder).rglob("*.py")]
 
 
@@ -79,9 +98,72 @@ def test_every_command_and_runtime_is_described() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
     names += [f"keys {command.name}" for command in keys.registered_commands]
+    names += [f"template {command.name}" for command in template.registered_commands]
     assert [name for name in names if f"| `{name}` |" not in page] == []
     runtimes = (ROOT / "docs" / "runtimes.md").read_text()
     assert [name for name in RUNTIMES if f"| `{name}` |" not in runtimes] == []
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "Template": Template,
+    "spec": TemplateSpec,
+    "spec.engine": Engine,
+    "spec.model_source": ModelSource,
+    "spec.accelerator": Accelerator,
+    "spec.parallelism": Parallelism,
+    "spec.engine_args": EngineArgs,
+    "spec.quantization": Quantization,
+}
+
+
+def fields_of(section: str) -> Iterator[list[str]]:
+    """The rows of its table, cell by cell."""
+    text = TEMPLATES.partition(f"\n### {section}\n")[2].partition("\n#")[0]
+    for row in re.findall(r"^\| `.*\|$", text, re.MULTILINE):
+        yield [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_of_templates_is_described(section: str) -> None:
+    fields = SECTIONS[section].model_fields
+    found = {name.strip("`"): (kind, default) for name, kind, default, *_ in fields_of(section)}
+    assert list(found) == list(fields)
+    for name, field in fields.items():
+        kind, default = found[name]
+        if field.is_required():
+            assert default == "required"
+        elif field.default_factory is None:
+            assert default == ("none" if field.default is None else f"`{field.default}`"), name
+        rule = json.dumps(json.loads(schema(profile=False))["$defs"][SECTIONS[section].__name__]["properties"][name])
+        for word in re.findall(r"`([^`]+)`", kind):
+            assert f'"{word}"' in rule, (name, word)
+
+
+def test_fields_of_templates_that_nobody_honours_are_named() -> None:
+    said = {
+        f"{section.partition('.')[2]}.{name}".strip(".").replace("`", "")
+        for section in SECTIONS
+        for name, *_, honoured in fields_of(section)
+        if honoured == "nobody"
+    }
+    everything = copy.deepcopy(FULL)
+    everything["spec"]["parallelism"] |= {"sp": 2, "cp": 2}
+    assert set(Template.model_validate(everything).spec.ignored_fields()) == said
+
+
+def test_the_example_of_a_template_can_be_started() -> None:
+    template = Template.model_validate(TEMPLATE)
+    check_renderable(template.spec)
+    assert template.spec.ignored_fields() == []
+    override = json.loads(re.findall(r"```json\n(.*?)```", TEMPLATES, re.DOTALL)[0])
+    args = template.with_engine_args(override["overrides"]["engine_args"]).spec.engine_args
+    assert args.max_num_seqs == 32
+    assert args.others() == {}
+
+
+def test_the_order_of_versions_is_the_one_that_is_described() -> None:
+    (line,) = re.findall(r"```\n(stable .*)\n```", TEMPLATES)
+    assert line.split() == sorted(line.split(), key=version_key)
 
 
 async def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import google.api
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,9 @@ def texts(folder: Path) -> dict[str, str]:
 def test_generating_again_changes_nothing(tmp_path: Path) -> None:
     outputs = (f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}")
     stubs = (f"--mypy_out=quiet:{tmp_path}", f"--mypy_grpc_out=quiet:{tmp_path}")
-    command = (sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", *outputs, *stubs)
+    annotations = Path(next(iter(google.api.__path__))).parents[1]
+    folders = ("-I", "protos", "-I", str(annotations))
+    command = (sys.executable, "-m", "grpc_tools.protoc", *folders, *outputs, *stubs)
     # The plugins for type stubs stand beside the interpreter.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     relative = [str(path.relative_to(ROOT)) for path in SOURCES]

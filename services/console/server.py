@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager
 import structlog
 from grpc import aio
 
-from brix.console.v1 import console_pb2, console_pb2_grpc
-from services.console.servicer import ConsoleServicer
+from brix.console.v1 import jobs_pb2_grpc, models_pb2_grpc
 from services.kit.metrics import serving_metrics
 from services.kit.server import serving
 from services.kit.settings import Settings
 
-SERVICE = console_pb2.DESCRIPTOR.services_by_name["ConsoleService"].full_name
+SERVICES = ["brix.console.v1.ModelService", "brix.console.v1.JobService"]
 
 log = structlog.get_logger(__name__)
 
@@ -24,12 +23,13 @@ async def run(settings: Settings) -> AsyncIterator[str]:
     """Serve for the length of the block; yields the bound address."""
 
     def register(server: aio.Server) -> None:
-        servicer = ConsoleServicer()  # type: ignore[abstract]  # the base answers what it does not override
-        console_pb2_grpc.add_ConsoleServiceServicer_to_server(servicer, server)
+        # The bases answer UNIMPLEMENTED to what they do not override.
+        models_pb2_grpc.add_ModelServiceServicer_to_server(models_pb2_grpc.ModelServiceServicer(), server)  # type: ignore[abstract]
+        jobs_pb2_grpc.add_JobServiceServicer_to_server(jobs_pb2_grpc.JobServiceServicer(), server)  # type: ignore[abstract]
 
     async with (
         serving_metrics(settings.console.metrics_listen),
-        serving(settings.console.listen, [register], [SERVICE]) as address,
+        serving(settings.console.listen, [register], SERVICES) as address,
     ):
         log.info("console serves", address=address)
         yield address

@@ -74,6 +74,18 @@ class ResourceExhausted(ServiceError):
     reason = "RESOURCE_EXHAUSTED"
 
 
+class Conflict(ServiceError):
+    """The thing is not as the caller took it to be: another revision, or something that uses it."""
+
+    reason = "CONFLICT"
+
+
+class QuotaExceeded(ServiceError):
+    """The project has used up what it may use."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
 class Unavailable(ServiceError):
     """A part that this call needs does not answer. Try again."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from collections.abc import AsyncIterator, Awaitable, Callable
+from inspect import isasyncgenfunction
+from typing import Any, TypeVar, cast
 
 import grpc
 import structlog
@@ -13,6 +14,8 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from services.kit import errors
+
+M = TypeVar("M")
 
 DOMAIN = "aibrix-batch"
 
@@ -25,6 +28,8 @@ CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
     errors.GoalChanged: grpc.StatusCode.FAILED_PRECONDITION,
     errors.LinesOverlap: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ProtocolMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
 }
@@ -60,10 +65,7 @@ def from_rpc_error(rpc_error: aio.AioRpcError) -> errors.ServiceError:
 
 
 class ErrorInterceptor(aio.ServerInterceptor):
-    """Turns a raised ServiceError into a rich status; hides everything else.
-
-    Covers unary calls, the only kind our services have; health and reflection bring their own streams.
-    """
+    """Turns a raised ServiceError into a rich status; hides everything else. Unary calls, and answers that are streams."""
 
     async def intercept_service(
         self,
@@ -71,28 +73,50 @@ class ErrorInterceptor(aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None:
-            return handler
-        inner: Any = handler.unary_unary  # grpc.aio reuses the sync handler type
+        method = handler_call_details.method
+        if handler is not None and handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                _unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+            )
+        # Health and reflection bring streams of their own, which may be written in another way.
+        if handler is not None and handler.unary_stream is not None and isasyncgenfunction(handler.unary_stream):
+            return grpc.unary_stream_rpc_method_handler(
+                _stream(handler.unary_stream, method), handler.request_deserializer, handler.response_serializer
+            )
+        return handler
 
-        async def unary_unary(request: Any, context: Any) -> Any:
-            try:
-                return await inner(request, context)
-            except errors.ServiceError as error:
-                await context.abort_with_status(rpc_status.to_status(to_status(error)))
-            except aio.AbortError:
-                raise
-            except NotImplementedError:
-                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not implemented")
-            except Exception:
-                log.exception("unhandled error", method=handler_call_details.method)
-                await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
-        return grpc.unary_unary_rpc_method_handler(
-            unary_unary,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+def _unary(inner: Any, method: str) -> Any:
+    async def unary_unary(request: Any, context: Any) -> Any:
+        try:
+            return await inner(request, context)
+        except Exception as error:  # noqa: BLE001 - each has its status
+            await _abort(error, context, method)
+
+    return unary_unary
+
+
+def _stream(inner: Any, method: str) -> Any:
+    async def unary_stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async for message in inner(request, context):
+                yield message
+        except Exception as error:  # noqa: BLE001 - likewise
+            await _abort(error, context, method)
+
+    return unary_stream
+
+
+async def _abort(error: Exception, context: Any, method: str) -> None:
+    """End the call with the status of `error`; always raises."""
+    if isinstance(error, errors.ServiceError):
+        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+    if isinstance(error, aio.AbortError):
+        raise error
+    if isinstance(error, NotImplementedError):
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not implemented")
+    log.error("unhandled error", method=method, exc_info=error)
+    await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
 
 class RaiseServiceErrors(aio.UnaryUnaryClientInterceptor):
@@ -106,3 +130,12 @@ class RaiseServiceErrors(aio.UnaryUnaryClientInterceptor):
             return await call
         except aio.AioRpcError as rpc_error:
             raise from_rpc_error(rpc_error) from rpc_error
+
+
+async def raising(stream: AsyncIterator[M]) -> AsyncIterator[M]:
+    """The answers of a streaming call; a failed one raises the same ServiceError the server raised."""
+    try:
+        async for message in stream:
+            yield message
+    except aio.AioRpcError as rpc_error:
+        raise from_rpc_error(rpc_error) from rpc_error

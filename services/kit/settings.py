@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +16,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 MIB = 1024 * 1024
 # Credentials for endpoints live under this prefix; see services/runner/runtimes/external.py.
 ENDPOINT_KEY_PREFIX = "AIBRIX_ENDPOINT_KEY_"
+
+
+def plain(name: str, default: Any, **rules: Any) -> Any:
+    """A setting whose variable is called `name`, without a prefix: the names that the seed and its users know."""
+    return Field(default=default, validation_alias=name, **rules)
 
 
 class Section(BaseModel):
@@ -134,6 +139,22 @@ class Planner(Section):
     """Address of the gRPC server."""
     metrics_listen: str = ""
     """Address of an HTTP server for /metrics, for a role that runs by itself. Empty: none."""
+    database_url: str = ""
+    """As metadata's; roles may share a PostgreSQL database. Empty: SQLite in the data folder."""
+    lease_ttl_s: float = Field(default=15.0, gt=0)
+    """A planner that is not heard of for this long has lost its jobs to another."""
+    poll_s: float = Field(default=1.0, gt=0)
+    """How often a job's batch, or a machine in the making, is looked at."""
+    max_provisions: int = Field(default=8, ge=1)
+    """Provisions that may exist at once."""
+    provision_timeout_s: float = Field(default=3600.0, gt=0)
+    """How long a provider may take until its machines run."""
+    reconcile_s: float = Field(default=120.0, gt=0)
+    """How often the providers' own lists are compared with the store."""
+    job_budget_usd: float = Field(default=0.0, ge=0)
+    """The most that the compute of one job may cost, where the job does not say. 0: no limit."""
+    cold_start_s: float = Field(default=900.0, ge=0)
+    """What the policy `deadline` reckons for machines and models to come up."""
 
 
 class Console(Section):
@@ -141,6 +162,15 @@ class Console(Section):
     """Address of the gRPC server."""
     metrics_listen: str = ""
     """Address of an HTTP server for /metrics, for a role that runs by itself. Empty: none."""
+    database_url: str = ""
+    """As metadata's, also read from STORE_URI. Empty: SQLite in the data folder."""
+
+
+class Static(Section):
+    """Endpoints that exist, for the provider `static`."""
+
+    endpoints: list[dict[str, Any]] = Field(default_factory=list)
+    """JSON: `[{"name": ..., "base_url": ..., "capacity": 2, "labels": {...}, "api_key_env": ..., "hourly_price_usd": 0}]`."""
 
 
 class Objects(Section):
@@ -188,6 +218,43 @@ class Settings(BaseSettings):
     mds_http_body_log: bool = False
     """Log the exact `extra_body.aibrix` payload of every create (metadata)."""
 
+    provisioner: str = plain("PROVISIONER", "local")
+    """Comma-separated providers of compute: `local`, `static`, `kubernetes`, `runpod`, `lambdaCloud` (planner)."""
+    planning_policy: str = plain("PLANNING_POLICY", "simple")
+    """`simple`, `deadline`, or the name of a package's policy (planner)."""
+    planner_worker_count: int = plain("PLANNER_WORKER_COUNT", 10, ge=1)
+    """Jobs that a planner acts on at once."""
+    cloud_render_engine_args: bool = plain("CLOUD_RENDER_ENGINE_ARGS", False)
+    """Put a template's `engine_args` before its `serve_args` for cloud machines (planner)."""
+    default_template: str = plain("DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE", "")
+    """Template of jobs that name none: `name` or `name@version` (console)."""
+    store_uri: str = plain("STORE_URI", "")
+    """The console's database, where AIBRIX_CONSOLE__DATABASE_URL is empty."""
+    secrets_encryption_key: SecretStr = plain("SECRETS_ENCRYPTION_KEY", SecretStr(""))
+    """Comma-separated keys of 64 hex characters: the first encrypts, all decrypt (console). Empty: no secrets."""
+    allowed_origins: str = plain("ALLOWED_ORIGINS", "")
+    """Comma-separated origins whose pages may call /api/v1 (gateway)."""
+    runpod_api_key: SecretStr = plain("RUNPOD_API_KEY", SecretStr(""))
+    """Key of the RunPod account (planner)."""
+    runpod_ssh_public_key: str = plain("RUNPOD_SSH_PUBLIC_KEY", "")
+    """Public key that may log into pods."""
+    runpod_base_url: str = plain("RUNPOD_BASE_URL", "https://api.runpod.io/v2")
+    """RunPod's API."""
+    runpod_data_centers: str = plain("RUNPOD_DATA_CENTERS", "")
+    """Comma-separated data centers, in order of preference. Empty: any."""
+    runpod_image: str = plain("RUNPOD_IMAGE", "vllm/vllm-openai:latest")
+    """Image of pods."""
+    runpod_cloud_type: Literal["SECURE", "COMMUNITY"] = plain("RUNPOD_CLOUD_TYPE", "SECURE")
+    """`SECURE` or `COMMUNITY`."""
+    lambda_cloud_api_key: SecretStr = plain("LAMBDA_CLOUD_API_KEY", SecretStr(""))
+    """Key of the Lambda Cloud account (planner)."""
+    lambda_cloud_ssh_keys: str = plain("LAMBDA_CLOUD_SSH_KEYS", "")
+    """Comma-separated names of SSH keys in the account; the first is used."""
+    lambda_cloud_base_url: str = plain("LAMBDA_CLOUD_BASE_URL", "https://cloud.lambda.ai/api/v1")
+    """Lambda Cloud's API."""
+    lambda_cloud_region: str = plain("LAMBDA_CLOUD_REGION", "")
+    """The only region to use. Empty: any."""
+
     batch_max_concurrency: int = Field(default=256, ge=1, le=256)
     """`aibrix.client.max_concurrency` where a batch does not say (metadata)."""
     batch_adaptive_concurrency: bool = True
@@ -210,6 +277,7 @@ class Settings(BaseSettings):
     runner: Runner = Field(default_factory=Runner)
     external: External = Field(default_factory=External)
     local: Local = Field(default_factory=Local)
+    static: Static = Field(default_factory=Static)
     templates: Templates = Field(default_factory=Templates)
     profiles: Profiles = Field(default_factory=Profiles)
     objects: Objects = Field(default_factory=Objects)
@@ -217,6 +285,13 @@ class Settings(BaseSettings):
 
     def database_url(self) -> str:
         return self.metadata.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'metadata.db'}"
+
+    def planner_database_url(self) -> str:
+        return self.planner.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'planner.db'}"
+
+    def console_database_url(self) -> str:
+        given = self.console.database_url or self.store_uri
+        return given or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'console.db'}"
 
     def objects_url(self) -> str:
         return self.objects.url or str(self.data_dir.absolute() / "objects")
@@ -243,7 +318,7 @@ def environment_names() -> dict[str, str]:
             for inner, detail in section.model_fields.items():
                 names[f"AIBRIX_{name}__{inner}".upper()] = detail.description or ""
         else:
-            names[f"AIBRIX_{name}".upper()] = field.description or ""
+            names[str(field.validation_alias or f"AIBRIX_{name}".upper())] = field.description or ""
     return names
 
 
@@ -259,5 +334,6 @@ def variable_names(prefix: str) -> list[str]:
 
 def child_environment(**more: str) -> dict[str, str]:
     """What a child process gets: our environment without our own settings (they may hold credentials), and `more`."""
-    ours = os.environ.items()  # noqa: TID251
-    return {name: value for name, value in ours if not name.startswith("AIBRIX_")} | more
+    ours = environment_names()
+    given = os.environ.items()  # noqa: TID251
+    return {name: value for name, value in given if not name.startswith("AIBRIX_") and name not in ours} | more

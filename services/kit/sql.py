@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
@@ -97,6 +98,10 @@ class Database:
     def __init__(self, engine: AsyncEngine, *, attempts: int = 6) -> None:
         self.engine = engine
         self.attempts = attempts
+        # SQLite has one writer. Rivals of this process wait for it here: SQLite itself would have them look every few ms.
+        self._writer: AbstractAsyncContextManager[None] = (
+            asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        )
 
     async def look(self, statement: sa.Select[Any]) -> sa.RowMapping | None:
         """The row of one SELECT that stands for itself. On SQLite each statement is some trips to a thread, so a read
@@ -113,7 +118,8 @@ class Database:
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """`work` may run more than once, each time in a fresh transaction: it must have no other effect."""
-        return await self._run(work, begin="IMMEDIATE")
+        async with self._writer:
+            return await self._run(work, begin="IMMEDIATE")
 
     async def _run(self, work: Callable[[AsyncConnection], Awaitable[T]], *, begin: str | None) -> T:
         for attempt in range(1, self.attempts + 1):

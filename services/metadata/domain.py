@@ -155,6 +155,15 @@ class NewBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validated:
+    """The proto ValidateBatchResponse."""
+
+    errors: list[BatchError] = field(default_factory=list)
+    total_count: int = 0
+    model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """A batch with what its lease holders share."""
 
@@ -166,6 +175,8 @@ class Work:
     input_bytes: int
     index_key: str | None
     runtime_json: str | None
+    resolved_json: str | None
+    """What the block's template and profile came to: services/kit/spec/resolved.py."""
 
     def held_with(self, token: int) -> bool:
         """Whether `token` is the current one. A lease whose time is over is still its holder's until somebody takes it."""
@@ -204,6 +215,9 @@ class Lease:
     default_endpoints: list[str]
     attempt: int
     client: ClientPolicy
+    resolved_json: str | None
+    committed_bytes: int
+    max_output_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

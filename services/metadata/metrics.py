@@ -20,6 +20,8 @@ VALIDATION_SECONDS = Histogram(
     "aibrix_validation_seconds", "Time to validate an input file.", buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 )
 RUNNERS = Gauge("aibrix_runners", "Runners that reported lately.")
+REGISTRY_ENTRIES = Gauge("aibrix_registry_entries", "Templates and profiles that hold now.", ["kind"])
+REGISTRY_PROBLEMS = Gauge("aibrix_registry_problems", "What is wrong in their source now.", ["kind"])
 
 
 def ended(batch: Batch) -> None:

@@ -16,10 +16,13 @@ from services.kit.objects import open_store
 from services.kit.server import Register, serving
 from services.kit.settings import Settings
 from services.kit.sql import Database, create_engine, db_now
+from services.kit.transactions import Now, Transactions
 from services.metadata.loop.background import Services, loops
+from services.metadata.loop.rounds import every
 from services.metadata.migrate import migrate
+from services.metadata.registry import registry as registries
 from services.metadata.service.batches import BatchService
-from services.metadata.service.bells import Bells
+from services.metadata.service.bells import Bell, Bells
 from services.metadata.service.commits import CommitService
 from services.metadata.service.files import FileService
 from services.metadata.service.inspection import InspectionService
@@ -34,7 +37,6 @@ from services.metadata.servicer import (
     RunnerRegistryServicer,
     UploadServicer,
 )
-from services.metadata.store.transactions import Now, Transactions
 
 SERVICES = [f"brix.metadata.v1.{name}Service" for name in ("File", "Upload", "Batch", "Lease", "RunnerRegistry")]
 
@@ -42,15 +44,15 @@ SERVICES = [f"brix.metadata.v1.{name}Service" for name in ("File", "Upload", "Ba
 @asynccontextmanager
 async def run(settings: Settings, now: Now = db_now) -> AsyncIterator[str]:
     """Yields the bound address. `now` is the clock of all that is stored; tests bring their own."""
-    async with opened(settings) as database:
+    async with opened(settings) as database, registries.opened(settings) as registry:
         bells = Bells()
         transactions = Transactions(database, now)
         objects = open_store(settings)
-        runners = RunnerRegistryService(transactions, settings)
+        runners = RunnerRegistryService(transactions, settings, registry.models)
         services = Services(
             files=FileService(transactions, objects),
             uploads=UploadService(transactions, objects, bells, settings),
-            batches=BatchService(transactions, bells, settings),
+            batches=BatchService(transactions, bells, settings, lambda: registry.catalog),
             inspection=InspectionService(transactions, objects, bells, settings),
             janitor=JanitorService(transactions, objects, runners, settings),
             runners=runners,
@@ -58,7 +60,7 @@ async def run(settings: Settings, now: Now = db_now) -> AsyncIterator[str]:
         leases = LeaseService(transactions, bells, settings)
         commits = CommitService(transactions, objects, bells, settings)
         async with (
-            background(*loops(services, bells, settings)),
+            background(*loops(services, bells, settings), every(settings.templates.reload_s, Bell(), registry.reload)),
             serving(settings.metadata.listen, registrations(services, leases, commits), SERVICES) as address,
             serving_metrics(settings.metadata.metrics_listen),
         ):
@@ -86,7 +88,9 @@ def registrations(services: Services, leases: LeaseService, commits: CommitServi
     return [
         partial(files_pb2_grpc.add_FileServiceServicer_to_server, FileServicer(services.files)),
         partial(uploads_pb2_grpc.add_UploadServiceServicer_to_server, UploadServicer(services.uploads)),
-        partial(batches_pb2_grpc.add_BatchServiceServicer_to_server, BatchServicer(services.batches)),
+        partial(
+            batches_pb2_grpc.add_BatchServiceServicer_to_server, BatchServicer(services.batches, services.inspection)
+        ),
         partial(leases_pb2_grpc.add_LeaseServiceServicer_to_server, LeaseServicer(leases, commits)),
         partial(runners_pb2_grpc.add_RunnerRegistryServiceServicer_to_server, RunnerRegistryServicer(services.runners)),
     ]

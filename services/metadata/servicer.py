@@ -25,6 +25,7 @@ from services.metadata.domain import Commit, Finish, NewBatch, NewFile, NewUploa
 from services.metadata.service.batches import BatchService
 from services.metadata.service.commits import CommitService
 from services.metadata.service.files import FileService
+from services.metadata.service.inspection import InspectionService
 from services.metadata.service.leases import LeaseService
 from services.metadata.service.runners import RunnerRegistryService
 from services.metadata.service.uploads import UploadService
@@ -91,8 +92,16 @@ class UploadServicer(uploads_pb2_grpc.UploadServiceServicer):
 
 
 class BatchServicer(batches_pb2_grpc.BatchServiceServicer):
-    def __init__(self, service: BatchService) -> None:
+    def __init__(self, service: BatchService, inspection: InspectionService) -> None:
         self.service = service
+        self.inspection = inspection
+
+    async def ValidateBatch(
+        self, request: batches_pb2.CreateBatchRequest, context: Context
+    ) -> batches_pb2.ValidateBatchResponse:
+        order = self.service.check(from_proto(NewBatch, request))
+        await self.service.check_target(order)
+        return to_proto(batches_pb2.ValidateBatchResponse, await self.inspection.validate(order))
 
     async def CreateBatch(self, request: batches_pb2.CreateBatchRequest, context: Context) -> batch_pb2.Batch:
         return to_proto(batch_pb2.Batch, await self.service.create_batch(from_proto(NewBatch, request)))

@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager
 import structlog
 from grpc import aio
 
-from brix.planner.v1 import planner_pb2, planner_pb2_grpc
+from brix.planner.v1 import jobs_pb2_grpc, resources_pb2_grpc
 from services.kit.metrics import serving_metrics
 from services.kit.server import serving
 from services.kit.settings import Settings
-from services.planner.servicer import PlannerServicer
 
-SERVICE = planner_pb2.DESCRIPTOR.services_by_name["PlannerService"].full_name
+SERVICES = ["brix.planner.v1.JobService", "brix.planner.v1.ResourceManagerService"]
 
 log = structlog.get_logger(__name__)
 
@@ -24,12 +23,16 @@ async def run(settings: Settings) -> AsyncIterator[str]:
     """Serve for the length of the block; yields the bound address."""
 
     def register(server: aio.Server) -> None:
-        servicer = PlannerServicer()  # type: ignore[abstract]  # the base answers what it does not override
-        planner_pb2_grpc.add_PlannerServiceServicer_to_server(servicer, server)
+        # The bases answer UNIMPLEMENTED to what they do not override.
+        jobs_pb2_grpc.add_JobServiceServicer_to_server(jobs_pb2_grpc.JobServiceServicer(), server)  # type: ignore[abstract]
+        resources_pb2_grpc.add_ResourceManagerServiceServicer_to_server(
+            resources_pb2_grpc.ResourceManagerServiceServicer(),  # type: ignore[abstract]
+            server,
+        )
 
     async with (
         serving_metrics(settings.planner.metrics_listen),
-        serving(settings.planner.listen, [register], [SERVICE]) as address,
+        serving(settings.planner.listen, [register], SERVICES) as address,
     ):
         log.info("planner serves", address=address)
         yield address

@@ -63,11 +63,7 @@ class Allocation:
         saved = orjson.loads(runtime_json) if runtime_json else {}
         self._handle: Handle | None = saved.get("handle")
         self._failure_count: int = saved.get("failure_count", 0)
-        self._launch_s = READY_TIMEOUT_S
-        template = spec.block.model_template
-        if template is not None and template.spec is not None:
-            self._launch_s = float(template.spec.engine.ready_timeout_seconds)
-
+        self._launch_s = float(spec.template.engine.ready_timeout_seconds) if spec.template else READY_TIMEOUT_S
         self._progress = len(held.committed)
 
     @property

@@ -47,6 +47,10 @@ class Lease:
     attempt: int
     client: ClientPolicy
     aibrix_json: str | None
+    resolved_json: str | None
+    model: str | None
+    committed_bytes: int
+    max_output_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,8 @@ class ExecutionStatus:
     retry_count: int = 0
     rate: float = 0.0
     endpoints: list[EndpointStatus] = field(default_factory=list)
+    template: str = ""
+    profile: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

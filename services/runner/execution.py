@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from urllib.parse import urlsplit
 
 import structlog
@@ -26,6 +26,7 @@ from services.kit.lifecycle import background
 from services.kit.objects import ObjectStore
 from services.kit.settings import Runner
 from services.kit.spec.block import Block, parse_block
+from services.kit.spec.resolved import Resolved, parse_resolved
 from services.runner.allocation import Allocation
 from services.runner.domain import End, EndpointStatus, ExecutionStatus, Failure, Goal, Lease
 from services.runner.finalize import Finalizer
@@ -49,6 +50,10 @@ MOST_REFUSALS = 10
 MOST_ATTEMPTS = 8
 # Ends that are allowed whatever the goal is: nobody could write the error lines.
 INPUT_UNAVAILABLE = Failure(code="input_unavailable", message="The input file can no longer be read.")
+OUTPUT_FULL = Failure(
+    code="output_limit_exceeded",
+    message="The results are larger than the profile of this batch allows (quota.max_output_size_gb).",
+)
 INTERNAL_ERROR = Failure(code="internal_error", message="The batch could not be run; the runner's log says why.")
 
 UNFINISHED = {
@@ -89,10 +94,23 @@ class Execution:
         self._refused_count = 0
         self.held = HeldLease(leases, lease, sent_at, self._describe)
         self._results = Results(
-            store, leases, self.held, self._patience, settings, lease.next_sequence, self._on_pressure
+            store,
+            leases,
+            self.held,
+            self._patience,
+            settings,
+            lease.next_sequence,
+            self._on_pressure,
+            None if lease.max_output_bytes is None else lease.max_output_bytes - lease.committed_bytes,
+            self._on_full,
         )
         self._finalizer = Finalizer(store, leases, self.held, self._patience, self._unfinished)
-        self._block = self._parse()
+        timeout_s = lease.client.request_timeout_seconds or settings.request_timeout_s
+        self._client = replace(lease.client, request_timeout_seconds=timeout_s)
+        self._timeout_s = timeout_s
+        self._block, self._resolved = self._parse()
+        if lease.max_output_bytes is not None and lease.committed_bytes > lease.max_output_bytes:
+            self._on_full()  # an earlier holder used it up
         self._allocation = self._allocate(runtimes)
 
     async def run(self) -> None:
@@ -154,7 +172,9 @@ class Execution:
             token=self._lease.token,
             target=self._block.target(),
             phase=phase,
-            client=self._lease.client,
+            client=self._client,
+            template=self._resolved.template.label if self._resolved.template else "",
+            profile=self._resolved.profile.name if self._resolved.profile else "",
             in_flight=in_flight,
             limit=dispatcher.limiter.limit() if dispatcher else 0,
             done_count=self._results.done.count,
@@ -188,19 +208,20 @@ class Execution:
         try:
             endpoints = await self._allocation.up(self.held.interrupted)
         except RuntimeFailed as failure:
-            return self._on_runtime_failed(failure)
+            self._on_runtime_failed(failure)
+            return
         if endpoints is None:
-            return None
+            return
         try:
             await self._dispatch(self._allocation, endpoints)
         except* NotFound:
             self._failure = INPUT_UNAVAILABLE
+        if self._failure is OUTPUT_FULL and not self._is_unfinished():
+            self._failure = None  # it was the last line: there is nothing left to stop
 
     async def _dispatch(self, allocation: Allocation, endpoints: tuple[Endpoint, ...]) -> None:
         lease, settings = self._lease, self._settings
-        async with InferenceClient.open(
-            lease.endpoint, settings.request_timeout_s, settings.max_answer_bytes
-        ) as client:
+        async with InferenceClient.open(lease.endpoint, self._timeout_s, settings.max_answer_bytes) as client:
             dispatcher = Dispatcher(client, lease.client, settings.in_flight_bytes, self._results.add)
             dispatcher.pool.replace(endpoints)
             self._dispatcher = dispatcher
@@ -291,6 +312,14 @@ class Execution:
         if self._dispatcher is not None:
             (self._dispatcher.pause if is_high else self._dispatcher.resume)("results wait to be committed")
 
+    def _on_full(self) -> None:
+        """The results are larger than the batch's profile allows: what was not run stays so."""
+        if self._failure is None:
+            log.warning("output quota is used up", max_output_bytes=self._lease.max_output_bytes)
+            self._failure = OUTPUT_FULL
+            if self._dispatcher is not None:
+                self._dispatcher.stop(0.0)
+
     def _unfinished(self) -> RequestStream:
         lease = self._lease
         return RequestStream(
@@ -304,13 +333,14 @@ class Execution:
         phase = f"{self._phase}, waits for storage" if self._patience.waiting_for else self._phase
         return phase, self._dispatcher.limiter.in_flight if self._dispatcher else 0
 
-    def _parse(self) -> Block:
+    def _parse(self) -> tuple[Block, Resolved]:
         """Metadata checked the block; one that a newer metadata accepted and this runner cannot read fails the batch."""
         try:
-            return parse_block(self._lease.aibrix_json)
+            block = parse_block(self._lease.aibrix_json)
+            return block, parse_resolved(self._lease.resolved_json, block)
         except InvalidArgument as error:
             self._failure = Failure(code="invalid_request", message=error.message)
-            return Block()
+            return Block(), Resolved()
 
     def _allocate(self, runtimes: Mapping[str, Runtime]) -> Allocation | None:
         """None: this runner does not know the target. It may still end a batch for which nothing was launched."""
@@ -318,12 +348,20 @@ class Execution:
         runtime = runtimes.get(self._block.target())
         if runtime is None:
             return None
-        spec = Spec(key=lease.batch_id, block=self._block, default_endpoints=lease.default_endpoints)
+        template = self._resolved.template
+        spec = Spec(
+            key=lease.batch_id,
+            block=self._block,
+            default_endpoints=lease.default_endpoints,
+            template=template.spec if template else None,
+            template_source=template.source if template else None,
+            model=self._block.model or lease.model,
+        )
         attempts = self._settings.launch_attempts
         return Allocation(runtime, spec, self._leases, self.held, self._patience, lease.runtime_json, attempts)
 
     def _log_start(self) -> None:
-        policy = asdict(self._lease.client)
+        policy = asdict(self._client)
         lease = self._lease
         log.info(
             "lease taken",
@@ -332,6 +370,8 @@ class Execution:
             target=self._block.target(),
             total=lease.total_count,
             committed=len(lease.committed),
+            template=self._resolved.template.label if self._resolved.template else None,
+            profile=self._resolved.profile.name if self._resolved.profile else None,
             **policy,
         )
 

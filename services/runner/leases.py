@@ -117,4 +117,8 @@ def _lease(message: pb.Lease) -> Lease:
         attempt=message.attempt,
         client=from_proto(ClientPolicy, message.client),
         aibrix_json=batch.aibrix_json if batch.HasField("aibrix_json") else None,
+        resolved_json=message.resolved_json if message.HasField("resolved_json") else None,
+        model=batch.model if batch.HasField("model") else None,
+        committed_bytes=message.committed_bytes,
+        max_output_bytes=message.max_output_bytes if message.HasField("max_output_bytes") else None,
     )

@@ -47,7 +47,10 @@ class _Open:
 
 
 class Results:
-    """`on_pressure(True)` is called when segments pile up, `on_pressure(False)` when they no longer do."""
+    """`on_pressure(True)` is called when segments pile up, `on_pressure(False)` when they no longer do.
+
+    `on_full` is called with every line that goes beyond `bytes_left`, the quota of output and error lines; None: no quota.
+    """
 
     def __init__(
         self,
@@ -58,8 +61,12 @@ class Results:
         settings: Runner,
         sequence: int,
         on_pressure: Callable[[bool], None],
+        bytes_left: int | None = None,
+        on_full: Callable[[], None] = lambda: None,
     ) -> None:
         self.done = Meter()
+        self._bytes_left = bytes_left
+        self._on_full = on_full
         self._store = store
         self._leases = leases
         self._held = held
@@ -89,6 +96,10 @@ class Results:
             segment.errors.append(line)
         segment.bytes += len(line)
         self.done.add()
+        if self._bytes_left is not None:
+            self._bytes_left -= len(line)
+            if self._bytes_left < 0:
+                self._on_full()
         if len(segment.numbers) >= self._settings.segment_lines or segment.bytes >= self._settings.segment_bytes:
             self._close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -20,11 +21,23 @@ from services.kit.spec.block import EXTERNAL
 from services.runner.leases import Leases
 from services.runner.loop import LeaseLoop
 from services.runner.report import Reporter
+from services.runner.runtimes.base import Runtime
 from services.runner.runtimes.registry import load_runtimes
 from services.runner.service import RunnerService
 from services.runner.servicer import RunnerServicer
 
+CLOSE_S = 60.0
+
 log = structlog.get_logger(__name__)
+
+
+async def close(runtime: Runtime) -> None:
+    """A runtime may be anybody's code: it does not hold up the end of the process for ever."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await runtime.close()
+    except Exception:
+        log.exception("runtime not closed", target=runtime.target)
 
 
 @asynccontextmanager
@@ -37,7 +50,7 @@ async def run(settings: Settings, *, batch_id: str = "") -> AsyncIterator[str]:
     names = ["brix.runner.v1.RunnerService"]
     async with AsyncExitStack() as stack:
         for runtime in runtimes.values():
-            stack.push_async_callback(runtime.close)
+            stack.push_async_callback(close, runtime)
         metadata = await stack.enter_async_context(channel(settings.metadata_addr))
         reporter = Reporter(runners_pb2_grpc.RunnerRegistryServiceStub(metadata), service, runtimes.get(EXTERNAL))
         leases = Leases(leases_pb2_grpc.LeaseServiceStub(metadata), runner_id)

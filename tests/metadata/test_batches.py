@@ -134,7 +134,7 @@ async def test_no_endpoint_at_all(make_settings, sqlite_url):
             assert "AIBRIX_DEFAULT_ENDPOINT" in raised.value.message
         options = '{"runtime": {"target": "External", "options": {"http_base_url": "http://engine.example:8000/v1"}}}'
         await metadata.batch(input_file_id="f", aibrix_json=options)
-        await metadata.batch(input_file_id="f", aibrix_json='{"runtime": {"target": "Local"}}')
+        await metadata.batch(input_file_id="f", aibrix_json='{"runtime": {"target": "RunPod"}}')
 
 
 @pytest.mark.parametrize("wanted", [True, False])

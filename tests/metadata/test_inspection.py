@@ -8,8 +8,8 @@ import time
 import orjson
 import pytest
 
-from brix.metadata.v1 import files_pb2
-from services.kit.errors import IllegalTransition
+from brix.metadata.v1 import batches_pb2, files_pb2
+from services.kit.errors import IllegalTransition, InvalidArgument
 from services.kit.lines import read_index
 from tests.metadata.conftest import CHAT, Clock, State, a_line, eventually, serving_metadata, some_lines
 
@@ -164,3 +164,30 @@ async def test_a_large_file_does_not_stop_the_loop(make_settings, sqlite_url):
 
         await eventually(there)
         assert longest < 0.5
+
+
+async def validated(metadata, data=None, **fields):
+    asked = {"project_id": "default", "endpoint": CHAT, "completion_window": "24h"} | fields
+    if data is not None:
+        asked["input_file_id"] = (await metadata.file(data)).id
+    return await metadata.batches.ValidateBatch(batches_pb2.CreateBatchRequest(**asked))
+
+
+async def test_a_dry_run_finds_what_a_batch_would_and_makes_nothing(metadata):
+    good = await validated(metadata, some_lines(3))
+    assert (list(good.errors), good.total_count, good.model) == ([], 3, "m")
+    named = await validated(metadata, some_lines(3), aibrix_json='{"model": "mine"}')
+    assert named.model == "mine"
+    bad = await validated(metadata, some_lines(2) + b"{no json\n")
+    assert [(error.code, error.line) for error in bad.errors] == [("invalid_json_line", 3)]
+    missing = await validated(metadata, input_file_id="file-none")
+    assert [error.param for error in missing.errors] == ["file_id"]
+    small = '{"profile": {"name": "p", "spec": {"quota": {"max_requests_per_batch": 1}}}}'
+    assert [error.code for error in (await validated(metadata, some_lines(2), aibrix_json=small)).errors] == [
+        "too_many_tasks"
+    ]
+    for wrong in ({"endpoint": "/v1/x"}, {"aibrix_json": '{"runtime": {"target": "Nowhere"}}'}, {"input_file_id": ""}):
+        with pytest.raises(InvalidArgument):
+            await validated(metadata, **({"input_file_id": "f"} | wrong))
+    listed = await metadata.batches.ListBatches(batches_pb2.ListBatchesRequest(project_id="default"))
+    assert not listed.batches

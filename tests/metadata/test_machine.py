@@ -18,6 +18,7 @@ from services.kit.lines import LineSet
 from services.kit.objects import open_store
 from services.kit.settings import Settings
 from services.kit.sql import Database, create_engine
+from services.kit.transactions import Transactions
 from services.metadata.domain import Batch, BatchError, Commit, Finish, Lines, ResultFile, Segment, Usage
 from services.metadata.service.batches import BatchService
 from services.metadata.service.bells import Bells
@@ -26,7 +27,6 @@ from services.metadata.service.leases import LeaseService
 from services.metadata.states import TERMINAL, BatchState, Goal
 from services.metadata.store import batches, leases, segments
 from services.metadata.store.tables import schema
-from services.metadata.store.transactions import Transactions
 from tests.metadata.conftest import CHAT, Clock
 
 S = BatchState

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -22,21 +22,26 @@ PROJECT = Path(__file__).resolve().parents[2]
 MARK = "RUNTIME_TEST_MARK"
 
 
-def template(engine_type: str = "mock", **engine: Any) -> dict[str, Any]:
-    return {
-        "name": "t",
-        "spec": {
-            "engine": {"type": engine_type, **engine},
-            "model_source": {"type": "local", "uri": "none"},
-            "accelerator": {"type": "cpu", "count": 1},
-            "supported_endpoints": ["/v1/chat/completions"],
-        },
+def template(engine_type: str = "mock", *, spec: dict[str, Any] | None = None, **engine: Any) -> dict[str, Any]:
+    plain = {
+        "engine": {"type": engine_type, **engine},
+        "model_source": {"type": "local", "uri": "none"},
+        "accelerator": {"type": "cpu", "count": 1},
+        "supported_endpoints": ["/v1/chat/completions"],
     }
+    return {"name": "t", "spec": {**plain, **(spec or {})}}
 
 
-def local_spec(key: str, options: dict[str, Any] | None = None, **block: Any) -> Spec:
+def local_spec(
+    key: str,
+    options: dict[str, Any] | None = None,
+    source: Literal["inline", "registry"] = "inline",
+    **block: Any,
+) -> Spec:
     runtime = {"target": "Local", "options": options or {}}
-    return Spec(key=key, block=parse_block(json.dumps({"model": "acme/tiny", "runtime": runtime, **block})))
+    parsed = parse_block(json.dumps({"model": "acme/tiny", "runtime": runtime, **block}))
+    spec = parsed.model_template.spec if parsed.model_template else None
+    return Spec(key=key, block=parsed, template=spec, template_source=spec and source, model=parsed.model)
 
 
 def external_spec(options: dict[str, Any], *default_endpoints: str) -> Spec:
@@ -48,8 +53,8 @@ def command(name: str, *flags: str) -> dict[str, list[str]]:
     return {name: [sys.executable, str(ENGINE), "{port}", *flags]}
 
 
-def settings(folder: Path, **commands: list[str]) -> Settings:
-    return Settings(data_dir=folder, local=Local(commands=commands))
+def settings(folder: Path, models_dir: str = "", **commands: list[str]) -> Settings:
+    return Settings(data_dir=folder, local=Local(commands=commands, models_dir=models_dir))
 
 
 async def until_ready(runtime: Runtime, spec: Spec, handle: Handle, seconds: float = 20) -> Ready:

@@ -16,8 +16,10 @@ class Acme:
     def __init__(self, settings):
         {body}
 
-    async def list(self):
-        return []
+    async def launch(self, spec):
+        return {{}}
+
+    probe = release = list = close = launch
 """
 
 
@@ -57,14 +59,29 @@ def test_broken_ones_are_left_out(packages: Path, capsys: pytest.CaptureFixture[
     install(packages, "acme_raises", target="A", body="raise OSError('no driver')")
     install(packages, "acme_absent", target="B", object_="Missing")
     install(packages, "acme_nameless", target="")
+    install(packages, "acme_long", target="n" * 129)
+    install(packages, "acme_two_lines", target=r"A\nB")
+    install(packages, "acme_padded", target="Local ")
+    install(packages, "acme_leaves", target="C", body="raise SystemExit(0)")
+    install(packages, "acme_incomplete", target="D", body="self.probe = None; self.close = 1")
     install(packages, "acme_well", target="Well")
     assert set(load_runtimes(Settings(data_dir=packages))) == {*RUNTIMES, "Well"}
     logged = capsys.readouterr()
-    for name in ("acme_raises", "acme_absent", "acme_nameless"):
-        assert name in logged.out + logged.err
+    said = logged.out + logged.err
+    for folder in packages.glob("*.dist-info"):
+        name = folder.name.removesuffix("-1.0.dist-info")
+        assert (f"of the package {name}" in said) == (name != "acme_well")
+    assert "it lacks probe, close" in said
 
 
 def test_name_that_is_taken_stops_the_start(packages: Path) -> None:
     install(packages, "acme_impostor", target="External")
-    with pytest.raises(ValueError, match=r"External.*acme_impostor"):
+    with pytest.raises(ValueError, match=r"called External: .*external:External and .* of the package acme_impostor"):
+        load_runtimes(Settings(data_dir=packages))
+
+
+def test_two_packages_with_one_name_stop_the_start(packages: Path) -> None:
+    install(packages, "acme_one", target="Same")
+    install(packages, "acme_two", target="Same")
+    with pytest.raises(ValueError, match=r"called Same: .*acme_(one|two).* and .*acme_(one|two)"):
         load_runtimes(Settings(data_dir=packages))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from services.kit.errors import InvalidArgument
 from services.kit.spec.client import MAX_CONCURRENCY, Client, Strict
 from services.kit.spec.profile import ProfileSpec
-from services.kit.spec.template import Name, TemplateSpec, Version
+from services.kit.spec.template import Name, TemplateSpec
 
 EXTERNAL = "External"
 # A name that a user invented stands in messages up to this length.
@@ -30,7 +30,7 @@ class TemplateOverrides(Strict):
 
 class ModelTemplate(Strict):
     name: Name
-    version: Version | Literal[""] | None = None
+    version: Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9][!-~]{0,127})?$")] | None = None
     """Absent or empty: the latest active one of the registry."""
     spec: TemplateSpec | None = None
     """Absent or empty: the registry's."""

@@ -31,9 +31,10 @@ class Templates:
     @classmethod
     def of(cls, templates: Collection[Template]) -> Self:
         """Of templates that differ in (name, version)."""
-        latest_first = sorted(templates, key=lambda template: version_key(template.version), reverse=True)
-        names = sorted({template.name for template in templates})
-        return cls({name: tuple(one for one in latest_first if one.name == name) for name in names})
+        by_name: dict[str, list[Template]] = {}
+        for one in sorted(templates, key=lambda template: version_key(template.version), reverse=True):
+            by_name.setdefault(one.name, []).append(one)
+        return cls({name: tuple(by_name[name]) for name in sorted(by_name)})
 
     def active(self) -> list[Template]:
         """The latest active version of each name that has one."""

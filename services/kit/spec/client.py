@@ -52,6 +52,8 @@ class ClientPolicy:
     max_delay_seconds: float = 5.0
     no_endpoint_max_retries: int = 120
     """How often a request may find no healthy endpoint, waiting in between, before it fails."""
+    request_timeout_seconds: float | None = None
+    """Longest time for one attempt. None: the runner's own setting."""
 
 
 T = TypeVar("T")
@@ -61,17 +63,28 @@ def _either(field: T | None, fallback: T) -> T:
     return fallback if field is None else field
 
 
-def effective(client: Client | None, settings: Settings) -> ClientPolicy:
-    """The field wins over the environment, the environment over the built-in value, each field by itself."""
+def effective(
+    client: Client | None,
+    settings: Settings,
+    *,
+    max_concurrency: int | None = None,
+    request_timeout_seconds: float | None = None,
+) -> ClientPolicy:
+    """The field wins over the environment, the environment over the built-in value, each field by itself.
+
+    What the profile of the batch says, the last two, stands between the field and the environment.
+    """
     client = client or Client()
     retry = client.retry_policy or RetryPolicy()
+    concurrency = _either(max_concurrency, settings.batch_max_concurrency)
 
     return ClientPolicy(
-        max_concurrency=_either(client.max_concurrency, settings.batch_max_concurrency),
+        max_concurrency=_either(client.max_concurrency, concurrency),
         adaptive_concurrency=_either(client.adaptive_concurrency, settings.batch_adaptive_concurrency),
         adaptive_max_factor=_either(client.adaptive_max_factor, settings.batch_adaptive_max_factor),
         max_retries=_either(retry.max_retries, settings.batch_inference_max_retries),
         base_delay_seconds=_either(retry.base_delay_seconds, settings.batch_retry_base_delay_seconds),
         max_delay_seconds=_either(retry.max_delay_seconds, settings.batch_retry_max_delay_seconds),
         no_endpoint_max_retries=_either(retry.no_endpoint_max_retries, settings.batch_no_endpoint_max_retries),
+        request_timeout_seconds=request_timeout_seconds,
     )

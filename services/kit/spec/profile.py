@@ -13,6 +13,7 @@ from services.kit.spec.window import parse_window
 
 BEST_EFFORT = "best_effort"
 MIB = 1024 * 1024
+UNBOUNDED_GB = 10**9
 PRIORITIES = {"high": 10, "normal": 0, "low": -10}
 
 
@@ -26,9 +27,14 @@ def _window(text: str) -> str:
 
 
 class RetryHints(Strict):
+    """Accepted and not honoured: a batch's `aibrix.client.retry_policy` decides."""
+
     max_retries: int = Field(default=2, ge=0, le=1000)
+    """Attempts after the first."""
     backoff_seconds: list[float] = Field(default_factory=lambda: [5.0, 30.0], max_length=100)
+    """Pauses between attempts."""
     retryable_errors: list[int] = Field(default_factory=lambda: [429, 500, 502, 503, 504], max_length=100)
+    """HTTP status codes."""
 
 
 class Scheduling(Strict):
@@ -44,8 +50,11 @@ class Scheduling(Strict):
     """Such as `4h`: the batch ends at this deadline or its own, whichever is earlier. `best_effort`: it sets none, and
     gives way to other batches of its priority."""
     provider_preference: list[str] | None = Field(default=None, max_length=100)
+    """Accepted and not honoured."""
     allow_preempt: bool | None = None
+    """Accepted and not honoured."""
     allow_spot: bool | None = None
+    """Accepted and not honoured."""
     retry_policy: RetryHints | None = None
 
     def rank(self) -> int:
@@ -54,10 +63,13 @@ class Scheduling(Strict):
 
 
 class Quota(Strict):
+    """How large a batch may be. A server's own limits hold as well."""
+
     max_requests_per_batch: int = Field(default=50_000, ge=1, le=10**12)
+    """Lines of the input file."""
     max_input_size_mb: float = Field(default=200, gt=0, le=10**9)
-    """In MiB."""
-    max_output_size_gb: float = Field(default=10, gt=0, le=10**9)
+    """Size of the input file, in MiB."""
+    max_output_size_gb: float = Field(default=10, gt=0, le=UNBOUNDED_GB)
     """In GiB, output and error lines together. A batch that passes it while it runs is stopped."""
 
     def input_bytes(self) -> int:
@@ -72,6 +84,8 @@ class Quota(Strict):
 
 
 class ProfileSpec(Strict):
+    """What the profile says. A batch may bring the same along, as `aibrix.profile.spec`."""
+
     scheduling: Scheduling = Field(default_factory=Scheduling)
     quota: Quota = Field(default_factory=Quota)
 
@@ -82,7 +96,10 @@ class ProfileSpec(Strict):
 
 
 class Profile(Strict):
+    """A named kind of batch."""
+
     name: Name
+    """1 to 128 printable ASCII characters, the first a letter or a digit; unique in the list."""
     spec: ProfileSpec = Field(default_factory=ProfileSpec)
 
     def with_scheduling(self, overrides: dict[str, Any]) -> Self:
@@ -96,8 +113,9 @@ class ProfileList(Strict):
     """The document of a profile registry."""
 
     default: Name | None = None
-    """The profile of batches that name none."""
+    """Name of the profile of batches that name none; it must be among the items."""
     items: list[Profile] = Field(default_factory=list)
+    """The profiles."""
 
     @model_validator(mode="after")
     def _default_exists(self) -> Self:

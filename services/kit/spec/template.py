@@ -50,70 +50,103 @@ Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][!-~]{0,127}$")]
 
 
 class Engine(Strict):
+    """What serves the model, and how it is started."""
+
     type: Literal["vllm", "sglang", "trtllm", "lmdeploy", "llamacpp", "mock"]
-    """An engine without an adapter (trtllm, lmdeploy) is refused when it is to be started."""
+    """Which engine. One without an adapter (trtllm, lmdeploy) is refused when it is to be started."""
     version: Annotated[str, Field(max_length=128), Plain] | None = None
-    """For people; `image` says what is started."""
+    """Version of the engine, for people: nothing is chosen by it."""
     image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][!-~]{0,511}$")] | None = None
+    """Container image, for runtimes that start containers. The target Local starts what is installed on its machine."""
     invocation: Literal["http_server"] = "http_server"
+    """How requests reach the engine."""
     serve_args: list[Argument] = Field(default_factory=list, max_length=512)
-    """Raw flags, last on the command line, so that an administrator's flag wins."""
+    """Raw flags, one word each, last on the command line, so that an administrator's flag wins."""
     health_endpoint: Path = "/health"
+    """Path that answers 200 when the engine is ready."""
     metrics_endpoint: Path | None = None
+    """Path of the engine's metrics."""
     ready_timeout_seconds: int = Field(default=600, ge=10, le=604_800)
     """How long it may take until the health endpoint answers 200."""
 
 
 class ModelSource(Strict):
+    """Where the model's files are."""
+
     model_config = ConfigDict(protected_namespaces=())
 
     type: Literal["huggingface", "s3", "tos", "local", "hdfs"]
+    """Kind of place that `uri` names."""
     uri: Value
-    """A repository, an object's URL, or a path, by `type`."""
+    """A repository (`org/model`), an object's URL, or a path, by `type`."""
     revision: Value | None = None
+    """Branch, tag or commit of the repository."""
     tokenizer_path: Value | None = None
+    """Tokenizer, if it is not the model's own."""
     chat_template_path: Value | None = None
+    """Chat template (Jinja), if it is not the model's own."""
     auth_secret_ref: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,251}[a-z0-9]$|^[a-z0-9]$")] | None = None
-    """Name of a Kubernetes Secret."""
+    """Name of a Kubernetes Secret with the credentials for `uri`."""
 
 
 class Accelerator(Strict):
+    """The devices that one copy of the engine needs."""
+
     type: Annotated[Value, Field(max_length=128)]
-    """As the provider calls it; `cpu`, in any case, asks for no GPU."""
+    """As the provider calls it, such as `A10`; `cpu`, in any case, asks for no GPU."""
     count: int = Field(ge=1, le=MOST_DEVICES)
+    """Number of devices: the product of parallelism.tp, pp, dp and ep."""
     interconnect: Literal["nvlink", "pcie", "ib"] | None = None
+    """How the devices are connected."""
     vram_gb: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Memory of one device, in GB."""
     sku_hint: Annotated[Value, Field(max_length=128)] | None = None
+    """The provider's name of a machine that fits."""
 
 
 class Parallelism(Strict):
+    """How the model is spread over devices: tp * pp * dp * ep must equal accelerator.count."""
+
     tp: int = Degree
+    """Tensor parallel."""
     pp: int = Degree
+    """Pipeline parallel."""
     dp: int = Degree
+    """Data parallel."""
     ep: int = Degree
+    """Expert parallel."""
     sp: int = Degree
-    """Advice, not counted in the product."""
+    """Sequence parallel: advice, not counted in the product."""
     cp: int = Degree
-    """Likewise."""
+    """Context parallel: advice, not counted in the product."""
 
     def device_count(self) -> int:
         return self.tp * self.pp * self.dp * self.ep
 
 
 class EngineArgs(Strict):
-    """Typed flags that engines share, and any other flag by its name: see docs/templates.md for how each engine spells them."""
+    """Flags that engines share, and any other flag by its name without dashes: docs/engines.md has how each engine spells them."""
 
     model_config = ConfigDict(extra="allow")
 
     max_num_seqs: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Most sequences worked on at once."""
     max_num_batched_tokens: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Most tokens in one step."""
     max_model_len: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Longest context, prompt and answer together, in tokens."""
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Share of a device's memory; which share of what is the engine's own business."""
     enable_prefix_caching: bool | None = None
+    """Keep the work done for equal beginnings of prompts."""
     enable_chunked_prefill: bool | None = None
+    """Split long prompts over several steps."""
     speculative_method: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")] | None = None
+    """Speculative decoding, in the engine's own words, such as `eagle3` or `ngram`."""
     speculative_model: Value | None = None
+    """The draft model of speculative decoding."""
     num_speculative_tokens: int | None = Field(default=None, ge=1, le=1000)
+    """Tokens that are guessed in one step."""
 
     @model_validator(mode="before")
     @classmethod
@@ -121,15 +154,20 @@ class EngineArgs(Strict):
         if not isinstance(given, dict):
             return given
         seen: set[str] = set()
+        wrong: list[InitErrorDetails] = []
         for key, value in given.items():
             plain = str(key).replace("-", "_").lower()
+            why = None if key in cls.model_fields else _why_no_value(value)
             if not isinstance(key, str) or len(key) > 128 or not FLAG_KEY.fullmatch(key):
-                raise _wrong_flag(key, "a key must be the name of a flag without its dashes")
-            if plain in seen or (plain in cls.model_fields and plain != key):
-                raise _wrong_flag(key, "this flag is given twice, or in another spelling than its own")
+                why = "a key must be the name of a flag without its dashes"
+            elif plain in seen or (plain in cls.model_fields and plain != key):
+                why = "this flag is given twice, or in another spelling than its own"
             seen.add(plain)
-            if key not in cls.model_fields and (why := _why_no_value(value)):
-                raise _wrong_flag(key, why)
+            if why is not None:
+                fault = PydanticCustomError("flag", "{why}", {"why": why})
+                wrong.append(InitErrorDetails(type=fault, loc=(str(key),), input=None))
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
         return given
 
     def others(self) -> dict[str, Any]:
@@ -146,33 +184,34 @@ def _why_no_value(value: Any) -> str | None:
     return None
 
 
-def _wrong_flag(key: object, why: str) -> ValidationError:
-    """A complaint that names the key."""
-    detail = InitErrorDetails(type=PydanticCustomError("flag", "{why}", {"why": why}), loc=(str(key),), input=None)
-    return ValidationError.from_exception_data("EngineArgs", [detail])
-
-
 class Quantization(Strict):
+    """In what precision the engine keeps weights and cache. Absent: as the model's files say."""
+
     weight: Literal["fp8", "awq", "gptq", "int8", "bf16", "fp16"] | None = None
+    """Of the weights; `bf16` and `fp16` are plain data types."""
     kv_cache: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")] | None = None
-    """In the engine's own words, such as `fp8_e4m3`; `auto` leaves it to the engine."""
+    """Of the key-value cache, in the engine's own words, such as `fp8_e4m3`; `auto` leaves it to the engine."""
     weights_artifact_uri: Value | None = None
+    """Where weights lie that were quantized before."""
 
 
 class TemplateSpec(Strict):
+    """What is started. A batch may bring the same along, as `aibrix.model_template.spec`."""
+
     model_config = ConfigDict(protected_namespaces=())
 
     engine: Engine
     model_source: ModelSource
     accelerator: Accelerator
     supported_endpoints: list[EndpointPath] = Field(min_length=1)
+    """The OpenAI paths that the model serves, each once. A batch for another one is refused."""
     parallelism: Parallelism = Field(default_factory=Parallelism, validate_default=True)
-    """tp * pp * dp * ep must equal accelerator.count."""
     engine_args: EngineArgs = Field(default_factory=EngineArgs)
     quantization: Quantization = Field(default_factory=Quantization)
     service_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")] | None = None
     """For labels and discovery on Kubernetes."""
     deployment_mode: Literal["dedicated", "shared", "external"] = "dedicated"
+    """Only `dedicated`, an engine of its own for every batch, is honoured."""
 
     @field_validator("parallelism")
     @classmethod
@@ -213,9 +252,11 @@ class Template(Strict):
     """One version of a template, as a registry holds it."""
 
     name: Name
+    """1 to 128 printable ASCII characters, the first a letter or a digit. (name, version) is unique."""
     version: Version = DEFAULT_VERSION
+    """1 to 128 printable ASCII characters without spaces, the first a letter or a digit. In YAML a number is put in quotes."""
     status: Literal["active", "deprecated", "draft"] = "active"
-    """`deprecated` and `draft` are used only by batches that name their version."""
+    """`deprecated` and `draft` are used only by batches that name their version; `deprecated` warns."""
     spec: TemplateSpec
 
     @property

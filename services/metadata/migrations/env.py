@@ -1,4 +1,4 @@
-"""Alembic's entry: runs migrations on the connection that services/metadata/migrate.py has opened a transaction on."""
+"""Alembic's entry: runs migrations on the connection that services/kit/migrate.py has opened a transaction on."""
 
 from __future__ import annotations
 
@@ -6,5 +6,11 @@ from alembic import context
 
 from services.metadata.store.tables import schema
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=schema, transactional_ddl=True)
+given = context.config.attributes
+context.configure(
+    connection=given["connection"],
+    target_metadata=schema,
+    version_table=given["version_table"],
+    transactional_ddl=True,
+)
 context.run_migrations()

@@ -2,38 +2,111 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 
-from services.kit.errors import IllegalTransition
+from services.kit.errors import IllegalTransition, ServiceError
 from services.kit.ids import new_id
 from services.kit.settings import Settings
+from services.kit.spec.block import Block
+from services.kit.spec.catalog import Catalog
+from services.kit.spec.profile import BEST_EFFORT, MIB, UNBOUNDED_GB, Quota, Scheduling
+from services.kit.spec.resolved import Resolved, check_endpoint_supported, resolve
 from services.kit.spec.window import parse_window
+from services.kit.together import Together
+from services.kit.transactions import Transactions, Tx
 from services.metadata import metrics
 from services.metadata.domain import Batch, NewBatch
 from services.metadata.service import checks, requests
 from services.metadata.service.bells import Bells
 from services.metadata.states import BatchState
 from services.metadata.store import batches, keys, runners
-from services.metadata.store.transactions import Transactions, Tx
 
 DEFAULT_PAGE = 20
 LARGEST_PAGE = 100
+NOTHING_SAID = Scheduling()
 # A page ends early when its blocks and error lists hold this many characters: a message has at most 16 MiB.
 PAGE_CHARACTERS = 4 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class Order:
+    """A batch that is about to be made."""
+
+    id: str
+    new: NewBatch
+    window: timedelta
+    block: Block
+    resolved: Resolved
+
+    @property
+    def target(self) -> str:
+        return self.block.target()
+
+    @property
+    def quota(self) -> Quota | None:
+        return self.resolved.profile.spec.quota if self.resolved.profile else None
+
+    @property
+    def scheduling(self) -> Scheduling:
+        return self.resolved.profile.spec.scheduling if self.resolved.profile else NOTHING_SAID
+
+    def batch(self, now: datetime) -> Batch:
+        new = self.new
+        return Batch(
+            id=self.id,
+            project_id=new.project_id,
+            state=BatchState.VALIDATING,
+            endpoint=new.endpoint,
+            input_file_id=new.input_file_id,
+            completion_window=new.completion_window,
+            metadata_json=new.metadata_json,
+            aibrix_json=new.aibrix_json,
+            create_time=now,
+            expire_time=now + min(self.window, profile_window(self.scheduling) or self.window),
+            output_expires_after_s=new.output_expires_after_s,
+        )
+
+    def row(self, now: datetime) -> dict[str, Any]:
+        priority, resolved_json = self.scheduling.rank(), self.resolved.to_json()
+        return batches.row_of(self.batch(now), target=self.target, priority=priority, resolved_json=resolved_json)
+
+
 class BatchService:
-    def __init__(self, transactions: Transactions, bells: Bells, settings: Settings) -> None:
+    def __init__(
+        self,
+        transactions: Transactions,
+        bells: Bells,
+        settings: Settings,
+        catalog: Callable[[], Catalog] = Catalog,
+    ) -> None:
+        """`catalog`: the templates and profiles that there are now."""
         self.transactions = transactions
         self.bells = bells
         self.settings = settings
+        self.catalog = catalog
         self.memory = timedelta(seconds=settings.metadata.runner_memory_s)
+        self.largest = largest_quota(settings)
+        self._insert = Together(self._insert_all)
 
     async def create_batch(self, new: NewBatch) -> Batch:
+        order = self.check(new)
+        batch = await self._insert(order)
+        if batch.id == order.id:
+            metrics.CREATED.inc()
+            said = said_of(order.resolved)
+            log.info("batch created", batch_id=batch.id, project_id=batch.project_id, endpoint=batch.endpoint, **said)
+        self.bells.to_validate.ring()
+        return batch
+
+    def check(self, new: NewBatch) -> Order:
+        """All that is wrong with a create before the database is asked. Error: InvalidArgument with the field's path."""
         if self.settings.mds_http_body_log:
             log.info("extra_body.aibrix", aibrix=new.aibrix_json)
         checks.required(project_id=new.project_id, input_file_id=new.input_file_id)
@@ -45,27 +118,61 @@ class BatchService:
         checks.lifetime("output_expires_after.seconds", new.output_expires_after_s)
         checks.idempotency(new.idempotency_key, new.request_hash)
         block = requests.read_block(new.aibrix_json, has_default=bool(default_endpoints(self.settings)))
-        id = new_id("batch_")
+        resolved = self._resolve(block, new.endpoint)
+        return Order(new_id("batch_"), new, window, block, resolved)
 
-        async def work(tx: Tx) -> Batch:
-            if new.idempotency_key is not None:
-                key, said = new.idempotency_key, new.request_hash
-                claim = await keys.claim(tx, new.project_id, "batch", key, said, id)
-                checks.same_request(key, claim.request_hash, said)
-                if claim.resource_id != id and (earlier := await batches.find(tx, new.project_id, claim.resource_id)):
-                    return earlier
-            if block.target() not in requests.BUILT_IN_TARGETS:
-                requests.check_target(block.target(), await runners.list_targets(tx, self.memory))
-            batch = as_batch(new, id, window, tx)
-            await batches.insert(tx, batch, block.target())
-            return batch
+    async def check_target(self, order: Order) -> None:
+        """Error: InvalidArgument, for a target that neither we nor a runner knows."""
+        if order.target not in requests.BUILT_IN_TARGETS:
 
-        batch = await self.transactions.write(work)
-        if batch.id == id:
-            metrics.CREATED.inc()
-            log.info("batch created", batch_id=id, project_id=batch.project_id, endpoint=batch.endpoint)
-        self.bells.to_validate.ring()
-        return batch
+            async def work(tx: Tx) -> set[str]:
+                return await runners.list_targets(tx, self.memory)
+
+            requests.check_target(order.target, await self.transactions.read(work))
+
+    async def _insert_all(self, orders: Sequence[Order]) -> Sequence[Batch | ServiceError]:
+        """Record new batches in one transaction. What is wrong with one of them is no trouble of the others."""
+
+        async def work(tx: Tx) -> list[Batch | ServiceError]:
+            results: list[Batch | ServiceError] = []
+            rows = []
+            for order in orders:
+                try:
+                    earlier = await self._admit(tx, order)
+                except ServiceError as error:
+                    results.append(error)
+                    continue
+                results.append(earlier or order.batch(tx.now))
+                if earlier is None:
+                    rows.append(order.row(tx.now))
+            await batches.insert_all(tx, rows)
+            return results
+
+        return await self.transactions.write(work)
+
+    async def _admit(self, tx: Tx, order: Order) -> Batch | None:
+        """The batch that its idempotency key made before, if any. It writes nothing before the last thing that it may refuse."""
+        if order.target not in requests.BUILT_IN_TARGETS:
+            requests.check_target(order.target, await runners.list_targets(tx, self.memory))
+        new = order.new
+        if new.idempotency_key is None:
+            return None
+        key, said = new.idempotency_key, new.request_hash
+        claim = await keys.claim(tx, new.project_id, "batch", key, said, order.id)
+        checks.same_request(key, claim.request_hash, said)
+        if claim.resource_id == order.id:
+            return None
+        return await batches.find(tx, new.project_id, claim.resource_id)
+
+    def _resolve(self, block: Block, endpoint: str) -> Resolved:
+        """What the block's references come to now. Error: InvalidArgument with the field's path."""
+        resolved = resolve(block, self.catalog(), self.largest)
+        check_endpoint_supported(resolved, endpoint)
+        if resolved.template is not None:
+            requests.check_engine(block, resolved.template, any_flag=self.settings.templates.inline_flags == "any")
+            if resolved.template.status == "deprecated":
+                log.warning("a batch uses a deprecated template", template=resolved.template.label)
+        return resolved
 
     async def get_batch(self, project_id: str, id: str) -> Batch:
         row = await self.transactions.look(batches.one(project_id, id)) if "\0" not in id else None
@@ -125,24 +232,33 @@ class BatchService:
         return len(closed)
 
 
+def largest_quota(settings: Settings) -> Quota:
+    """What the server's own settings allow: the most that a profile which a batch brings along may say."""
+    input_mb = settings.gateway.max_batch_file_bytes / MIB
+    return Quota(
+        max_requests_per_batch=settings.metadata.max_lines,
+        max_input_size_mb=input_mb,
+        max_output_size_gb=UNBOUNDED_GB,
+    )
+
+
+def profile_window(scheduling: Scheduling) -> timedelta | None:
+    text = scheduling.completion_window
+    return None if text in (None, BEST_EFFORT) else parse_window(text)
+
+
+def said_of(resolved: Resolved) -> dict[str, str]:
+    """For the log: names, never contents."""
+    said = {}
+    if resolved.template is not None:
+        said["template"] = resolved.template.label
+    if resolved.profile is not None:
+        said["profile"] = resolved.profile.name
+    return said
+
+
 def default_endpoints(settings: Settings) -> list[str]:
     return [url for part in settings.default_endpoint.split(",") if (url := part.strip())]
-
-
-def as_batch(new: NewBatch, id: str, window: timedelta, tx: Tx) -> Batch:
-    return Batch(
-        id=id,
-        project_id=new.project_id,
-        state=BatchState.VALIDATING,
-        endpoint=new.endpoint,
-        input_file_id=new.input_file_id,
-        completion_window=new.completion_window,
-        metadata_json=new.metadata_json,
-        aibrix_json=new.aibrix_json,
-        create_time=tx.now,
-        expire_time=tx.now + window,
-        output_expires_after_s=new.output_expires_after_s,
-    )
 
 
 def cut(page: list[Batch]) -> list[Batch]:

@@ -14,6 +14,7 @@ from services.kit.ids import new_id
 from services.kit.lines import LineSet
 from services.kit.objects import ObjectStore
 from services.kit.settings import Settings
+from services.kit.transactions import Transactions, Tx
 from services.metadata import metrics
 from services.metadata.domain import (
     DEFAULT_FILE_LIFE,
@@ -34,7 +35,6 @@ from services.metadata.service.leases import require_current, stale
 from services.metadata.states import LIFECYCLE, OUTCOMES, TERMINAL, BatchEvent, BatchState, Goal
 from services.metadata.store import batches, files, leases, segments
 from services.metadata.store.tables import batches as table
-from services.metadata.store.transactions import Transactions, Tx
 
 LARGEST_PAGE = 5000
 MOST_ERRORS = 100

@@ -7,10 +7,10 @@ import structlog
 from services.kit.errors import IllegalTransition, ServiceError
 from services.kit.ids import new_id
 from services.kit.objects import ObjectStore
+from services.kit.transactions import Transactions, Tx
 from services.metadata.domain import File, NewFile
 from services.metadata.service import checks
 from services.metadata.store import files, keys
-from services.metadata.store.transactions import Transactions, Tx
 
 LARGEST_PAGE = 10_000
 

@@ -10,10 +10,10 @@ import structlog
 from services.kit import clock
 from services.kit.objects import ObjectStore
 from services.kit.settings import Settings
+from services.kit.transactions import Transactions, Tx
 from services.metadata import metrics
 from services.metadata.service.runners import RunnerRegistryService
 from services.metadata.store import batches, keys, leases, objects, segments
-from services.metadata.store.transactions import Transactions, Tx
 
 # Folders of objects that belong to a batch: the second part of the key is its id.
 WORK_KINDS = ("segments", "indexes", "results")

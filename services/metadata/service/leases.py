@@ -14,14 +14,16 @@ from services.kit.errors import InvalidArgument, ProtocolMismatch, StaleLease
 from services.kit.lifecycle import wait_for
 from services.kit.settings import Settings
 from services.kit.spec.block import parse_block
-from services.kit.spec.client import effective
+from services.kit.spec.client import Client, effective
+from services.kit.spec.profile import ProfileSpec, Scheduling
+from services.kit.spec.resolved import parse_resolved
+from services.kit.transactions import Transactions, Tx
 from services.metadata import metrics
 from services.metadata.domain import Batch, Lease, LeaseStatus, Lines, Work, lease_status, milliseconds
 from services.metadata.service import checks
 from services.metadata.service.batches import default_endpoints
 from services.metadata.service.bells import Bells
 from services.metadata.store import leases, segments
-from services.metadata.store.transactions import Transactions, Tx
 
 PROTOCOL_VERSION = 1
 LONGEST_WAIT_MS = 60_000
@@ -83,7 +85,8 @@ class LeaseService:
             if id is None:
                 return None
             taken = await leases.take(tx, id, runner_id, self.ttl, attempts=1)
-            return self._lease(taken, Lines(bits=(await segments.committed(tx, id)).to_bytes()), tx)
+            committed = Lines(bits=(await segments.committed(tx, id)).to_bytes())
+            return self._lease(taken, committed, await segments.committed_bytes(tx, id), tx)
 
         lease = await self.transactions.write(work)
         if lease is not None:
@@ -98,8 +101,10 @@ class LeaseService:
             )
         return lease
 
-    def _lease(self, taken: Work, committed: Lines, tx: Tx) -> Lease:
+    def _lease(self, taken: Work, committed: Lines, committed_bytes: int, tx: Tx) -> Lease:
         batch = taken.batch
+        client, profile = understood(batch, taken.resolved_json)
+        scheduling = profile.scheduling if profile else Scheduling()
         assert taken.input_key is not None
         assert taken.index_key is not None
         return Lease(
@@ -116,7 +121,15 @@ class LeaseService:
             deadline_ms=milliseconds(batch.expire_time - tx.now),
             default_endpoints=self.endpoints,
             attempt=taken.attempt - 1,
-            client=effective(parse_block(batch.aibrix_json).client, self.settings),
+            client=effective(
+                client,
+                self.settings,
+                max_concurrency=scheduling.max_concurrency,
+                request_timeout_seconds=scheduling.request_timeout_seconds,
+            ),
+            resolved_json=taken.resolved_json,
+            committed_bytes=committed_bytes,
+            max_output_bytes=profile.quota.output_bytes() if profile else None,
         )
 
     async def renew_lease(self, batch_id: str, token: int, *, phase: str, in_flight: int) -> LeaseStatus:
@@ -150,6 +163,18 @@ class LeaseService:
                 "lease handed back", batch_id=batch_id, token=token, reason=reason[:256], retry_after_ms=retry_after_ms
             )
             self.bells.to_lease.ring()
+
+
+def understood(batch: Batch, resolved_json: str | None) -> tuple[Client | None, ProfileSpec | None]:
+    """How the batch wants to be run. One that an earlier version accepted and this one cannot read is leased all the same:
+    its runner ends it, and it holds up nobody else."""
+    try:
+        block = parse_block(batch.aibrix_json)
+        profile = parse_resolved(resolved_json, block).profile
+    except InvalidArgument as error:
+        log.warning("the block of a batch cannot be read", batch_id=batch.id, error=error.message)
+        return None, None
+    return block.client, profile.spec if profile else None
 
 
 def stale(batch_id: str, token: int) -> StaleLease:

@@ -6,14 +6,19 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from services.kit.engines import table as engines
 from services.kit.errors import InvalidArgument
-from services.kit.spec.block import EXTERNAL, Block, parse_block
+from services.kit.spec.block import EXTERNAL, Block, dotted, parse_block
+from services.kit.spec.catalog import unknown
 from services.kit.spec.external import parse_external
 from services.kit.spec.local import parse_local
+from services.kit.spec.resolved import ResolvedTemplate
+from services.kit.spec.template import TemplateSpec
 from services.metadata.service import checks
 from services.metadata.validation import ENDPOINTS
 
 LOCAL = "Local"
+SPEC = ("aibrix", "model_template", "spec")
 BUILT_IN_TARGETS = (EXTERNAL, "Kubernetes", "KubernetesJob", "LambdaCloud", LOCAL, "RunPod")
 MOST_PAIRS = 16
 LONGEST_KEY = 64
@@ -78,9 +83,43 @@ def read_block(text: str | None, *, has_default: bool) -> Block:
     checks.no_nul(**{"aibrix.model": block.model, "aibrix.runtime.target": block.target()})
     if block.target() == EXTERNAL:
         require_endpoint(parse_external(block.options()).base_url, has_default=has_default)
-    elif block.target() == LOCAL:
-        parse_local(block.options())
+    elif block.target() == LOCAL and parse_local(block.options()).command is None:
+        require_template(block)
     return block
+
+
+def require_template(block: Block) -> None:
+    if block.model_template is None:
+        param = "aibrix.model_template"
+        message = (
+            f"Missing required parameter: '{param}'. Target '{LOCAL}' starts the engine of a template, or the operator's "
+            "command that runtime.options.command names."
+        )
+        raise InvalidArgument(message, param=param, code="missing_required_parameter")
+
+
+def check_engine(block: Block, template: ResolvedTemplate, *, any_flag: bool) -> None:
+    """Whether the engine can be started as the batch wants it. Error: InvalidArgument with the field's path.
+
+    `any_flag`: users may set every flag. Otherwise what they wrote themselves, a template or overrides, may hold only flags
+    that neither read files nor load code; an operator's template is not bound.
+    """
+    if block.target() == EXTERNAL:
+        return  # nothing is started
+    spec, type = template.spec, template.spec.engine.type
+    if not any_flag:
+        changed = (template.overrides or {}).get("engine_args", {})
+        engines.check_listed_args(type, changed, ("aibrix", "model_template", "overrides", "engine_args"))
+        if template.source == "inline":
+            engines.check_listed_args(type, given_args(spec), (*SPEC, "engine_args"))
+            engines.check_listed_model(type, spec.model_source, (*SPEC, "model_source"))
+            engines.check_listed_flags(type, spec.engine.serve_args, (*SPEC, "engine", "serve_args"))
+    if block.target() == LOCAL and "command" not in block.options():
+        engines.check_renderable(spec)
+
+
+def given_args(spec: TemplateSpec) -> dict[str, Any]:
+    return spec.engine_args.model_dump(exclude_unset=True, exclude_none=True)
 
 
 def require_endpoint(url: str | None, *, has_default: bool) -> None:
@@ -95,9 +134,8 @@ def require_endpoint(url: str | None, *, has_default: bool) -> None:
 
 def check_target(target: str, reported: Iterable[str]) -> None:
     """`target` must be built in, or one that a runner reported lately; whether a runner is free now does not matter."""
-    known = sorted({*BUILT_IN_TARGETS, *reported})
-    if target not in known:
-        listed = ", ".join(f"'{name}'" for name in known)
-        param = "aibrix.runtime.target"
-        message = f"Invalid value for '{param}': '{target}'. Known targets are: {listed}."
-        raise InvalidArgument(message, param=param, code="invalid_value")
+    others = set(reported).difference(BUILT_IN_TARGETS)
+    if target not in others and target not in BUILT_IN_TARGETS:
+        # A runner may report anything; what people read holds plain names.
+        shown = sorted(name for name in others if name.strip() == name and dotted(name) == name != "")
+        raise unknown("aibrix.runtime.target", dotted(target), "targets", [*BUILT_IN_TARGETS, *shown])

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
 
 from services.kit.errors import InvalidArgument
 from services.kit.settings import Settings
+from services.kit.transactions import Transactions, Tx
 from services.metadata.domain import Model, RunnerInfo
 from services.metadata.service import checks
 from services.metadata.service.batches import default_endpoints
 from services.metadata.store import runners
-from services.metadata.store.transactions import Transactions, Tx
 
 OWNER = "aibrix-batch"
 MOST_NAMES = 10_000
 
 
 class RunnerRegistryService:
-    def __init__(self, transactions: Transactions, settings: Settings) -> None:
+    def __init__(
+        self,
+        transactions: Transactions,
+        settings: Settings,
+        served: Callable[[], Iterable[tuple[str, datetime]]] = tuple,
+    ) -> None:
+        """`served`: the models that active templates serve, and since when they are known."""
         self.transactions = transactions
+        self.served = served
         self.memory = timedelta(seconds=settings.metadata.runner_memory_s)
         self.endpoints = default_endpoints(settings)
 
@@ -45,8 +52,10 @@ class RunnerRegistryService:
         return await self.transactions.read(work)
 
     async def list_models(self) -> list[Model]:
+        """What active templates serve, and what live runners report of their endpoints."""
+
         async def work(tx: Tx) -> list[Model]:
-            found = await runners.list_models(tx, self.memory)
+            found = dict(self.served()) | await runners.list_models(tx, self.memory)
             return [Model(id=id, create_time=found[id], owned_by=OWNER) for id in sorted(found)]
 
         return await self.transactions.read(work)

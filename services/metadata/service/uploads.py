@@ -8,13 +8,13 @@ from services.kit.errors import IllegalTransition, InvalidArgument
 from services.kit.ids import new_id
 from services.kit.objects import ObjectStore
 from services.kit.settings import Settings
+from services.kit.transactions import Transactions, Tx
 from services.metadata.domain import UPLOAD_LIFE, File, NewUpload, Upload, UploadPart
 from services.metadata.service import checks
 from services.metadata.service.bells import Bells
 from services.metadata.states import UploadEvent, UploadState
 from services.metadata.store import files, keys, uploads
 from services.metadata.store.tables import uploads as table
-from services.metadata.store.transactions import Transactions, Tx
 
 MOST_PARTS = 10_000
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from services.kit.transactions import Row, Tx
 from services.metadata.domain import Batch, BatchError, Usage, Work
 from services.metadata.states import LIFECYCLE, LIVE, BatchEvent, BatchState
 from services.metadata.store.tables import USAGE
 from services.metadata.store.tables import batches as t
-from services.metadata.store.transactions import Row, Tx
 
 PLAIN = [name for name in Batch.__dataclass_fields__ if name not in ("errors", "usage")]
 COLUMNS = [*(t.c[name] for name in (*PLAIN, *USAGE)), t.c.errors]
@@ -32,10 +32,16 @@ def as_work(row: Row) -> Work:
     return Work(batch=as_batch(row), **{name: row[name] for name in WORK})
 
 
-async def insert(tx: Tx, batch: Batch, target: str) -> None:
-    """Record a batch."""
-    values = {name: getattr(batch, name) for name in PLAIN}
-    await tx.run(t.insert().values(**values, target=target))
+def row_of(batch: Batch, *, target: str, priority: int, resolved_json: str | None) -> dict[str, Any]:
+    """What `insert_all` writes of a new batch."""
+    plain = {name: getattr(batch, name) for name in PLAIN}
+    return plain | {"target": target, "priority": priority, "resolved_json": resolved_json}
+
+
+async def insert_all(tx: Tx, rows: Sequence[dict[str, Any]]) -> None:
+    """Record batches."""
+    if rows:
+        await tx.connection.execute(t.insert(), rows)
 
 
 def one(project_id: str, id: str) -> sa.Select[Any]:

@@ -7,11 +7,11 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from services.kit.transactions import Row, Tx
 from services.metadata.domain import File
 from services.metadata.states import LIVE
 from services.metadata.store.tables import batches
 from services.metadata.store.tables import files as t
-from services.metadata.store.transactions import Row, Tx
 
 COLUMNS = [t.c[name] for name in File.__dataclass_fields__]
 # A live batch reads the file.

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from services.kit.transactions import Tx
 from services.metadata.domain import KEY_LIFE
 from services.metadata.store.tables import idempotency_keys as t
-from services.metadata.store.transactions import Tx
 
 
 @dataclass(frozen=True)

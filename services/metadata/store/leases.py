@@ -8,11 +8,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from services.kit.transactions import Tx
 from services.metadata.domain import Batch, Work
 from services.metadata.states import LIVE, BatchState
 from services.metadata.store.batches import WORK_COLUMNS, as_batch, as_work
 from services.metadata.store.tables import batches as t
-from services.metadata.store.transactions import Tx
 
 LEASABLE = (BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING)
 SOON = timedelta(hours=1)

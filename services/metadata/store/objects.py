@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
+from services.kit.transactions import Tx
 from services.metadata.store.tables import files, upload_parts
-from services.metadata.store.transactions import Tx
 
 
 async def list_named(tx: Tx, keys: Sequence[str]) -> set[str]:

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
+from services.kit.transactions import Tx
 from services.metadata.domain import RunnerInfo
 from services.metadata.store.tables import runners as t
-from services.metadata.store.transactions import Tx
 
 COLUMNS = [t.c[name] for name in RunnerInfo.__dataclass_fields__]
 

@@ -8,10 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from services.kit.lines import LineSet
+from services.kit.transactions import Tx
 from services.metadata.domain import Segment, Usage
 from services.metadata.store.tables import USAGE, batch_lines
 from services.metadata.store.tables import segments as t
-from services.metadata.store.transactions import Tx
 
 COLUMNS = [t.c[name] for name in Segment.__dataclass_fields__]
 SUMMED = ("completed_count", "failed_count", *USAGE)
@@ -35,6 +35,12 @@ async def sums(tx: Tx, batch_id: str) -> dict[str, Any]:
     row = await tx.find(sa.select(*total).where(t.c.batch_id == batch_id))
     assert row is not None
     return dict(row)
+
+
+async def committed_bytes(tx: Tx, batch_id: str) -> int:
+    """How many bytes of output and error lines are committed."""
+    size = sa.func.coalesce(sa.func.sum(t.c.output_bytes + t.c.error_bytes), 0)
+    return int(await tx.scalar(sa.select(sa.cast(size, sa.BigInteger)).where(t.c.batch_id == batch_id)))
 
 
 async def committed(tx: Tx, batch_id: str) -> LineSet:

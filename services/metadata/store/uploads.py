@@ -7,11 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from services.kit.transactions import Row, Tx
 from services.metadata.domain import Upload, UploadPart
 from services.metadata.states import UPLOAD_LIFECYCLE, UploadEvent, UploadState
 from services.metadata.store.tables import upload_parts as p
 from services.metadata.store.tables import uploads as t
-from services.metadata.store.transactions import Row, Tx
 
 COLUMNS = [t.c[name] for name in Upload.__dataclass_fields__]
 PART_COLUMNS = [p.c[name] for name in UploadPart.__dataclass_fields__]

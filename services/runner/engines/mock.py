@@ -20,11 +20,12 @@ import structlog
 import uvloop
 from aiohttp import web
 
+from services.kit.engines.mock import Behaviour
 from services.kit.errors import InvalidArgument
 from services.kit.lifecycle import until_signalled
 from services.runner.engines.answers import ANSWERS, CREATED, Body, digest, request_digest
 from services.runner.engines.faults import Faults, show
-from services.runner.engines.options import Behaviour, MockOptions
+from services.runner.engines.options import MockOptions
 
 log = structlog.get_logger(__name__)
 

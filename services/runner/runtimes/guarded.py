@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from services.kit.clock import monotonic
-from services.runner.engines.registry import ROOT
+from services.runner.engines.installed import ROOT
 from services.runner.runtimes.base import Handle, RuntimeFailed
 from services.runner.runtimes.guardian import LAST_WAIT_S, MARK, Plan, previous, start_time
 

@@ -21,7 +21,8 @@ from services.kit.clock import monotonic
 from services.kit.errors import InvalidArgument
 from services.kit.settings import MIB, Settings, child_environment
 from services.kit.spec.local import parse_local
-from services.runner.engines.registry import Command, Place, command
+from services.runner.engines.files import Files
+from services.runner.engines.installed import Command, Place, command
 from services.runner.runtimes.base import Endpoint, Gone, Handle, Pending, Probe, Ready, RuntimeFailed, Spec
 from services.runner.runtimes.guarded import Guarded, end_leftover, exists, listens, owner_lives, read_records, tail
 from services.runner.runtimes.guardian import Plan, previous, start_time
@@ -47,6 +48,7 @@ class Local:
 
     def __init__(self, settings: Settings, *, grace_s: float = GRACE_S) -> None:
         self._commands = settings.local.commands
+        self._models_dir = settings.local.models_dir
         self._folder = settings.runner_dir() / "engines"
         self._grace_s = grace_s
         self._engines: dict[str, Guarded] = {}
@@ -62,10 +64,9 @@ class Local:
             if engine is not None:
                 await engine.sweep()
             await self._clean()
-            plan = self._plan(spec)
             # The thread keeps the engine itself: if this call is cancelled meanwhile, the engine is not lost.
-            engine = await asyncio.to_thread(self._start, plan)
-        log.info("engine started", key=spec.key, pid=engine.handle["engine_pid"], log_file=plan.log)
+            engine = await asyncio.to_thread(self._start, spec)
+        log.info("engine started", key=spec.key, pid=engine.handle["engine_pid"], log_file=engine.plan.log)
         return dict(engine.handle)
 
     async def probe(self, spec: Spec, handle: Handle) -> Probe:
@@ -75,7 +76,7 @@ class Local:
         if not engine.running():
             await engine.sweep()
             return await self._gone(engine, engine.why_ended())
-        template = spec.block.model_template.spec if spec.block.model_template else None
+        template = spec.template
         path = template.engine.health_endpoint if template else "/health"
         waiting = await self._not_ready(engine, path)
         if waiting is None:
@@ -159,20 +160,22 @@ class Local:
         )
 
     def _command(self, spec: Spec, place: Place) -> Command:
-        template = spec.block.model_template.spec if spec.block.model_template else None
         try:
             options = parse_local(spec.block.options(), self._commands)
             if options.command is not None:
                 return _filled(options.command, self._commands[options.command], spec, place)
-            if template is not None:
-                return command(template, place)
+            if spec.template is not None:
+                # Whatever is not said to be the operator's is not trusted to name files.
+                bound = spec.template_source != "registry"
+                files = Files(models_dir=self._models_dir, folder=self._folder, bound=bound)
+                return command(files.located(spec.template), place, served_model=spec.model)
         except InvalidArgument as error:
             raise RuntimeFailed(error.message, retryable=False) from error
-        raise RuntimeFailed("nothing to start: give runtime.options.command or model_template.spec", retryable=False)
+        raise RuntimeFailed("nothing to start: give runtime.options.command or model_template", retryable=False)
 
-    def _start(self, plan: Plan) -> Guarded:
-        engine = Guarded.start(plan, self._environment)
-        self._engines[plan.key] = engine
+    def _start(self, spec: Spec) -> Guarded:
+        engine = Guarded.start(self._plan(spec), self._environment)
+        self._engines[spec.key] = engine
         return engine
 
     def _make_folder(self) -> None:
@@ -182,7 +185,7 @@ class Local:
             logs = sorted(self._folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
         except OSError as error:
             raise RuntimeFailed(f"the folder for engines cannot be used: {error.strerror}", retryable=True) from error
-        used = {engine.plan.log for engine in self._engines.values()}
+        used = {engine.plan.log for engine in list(self._engines.values())}
         for path in logs[:-LOGS_KEPT]:
             if str(path) not in used:
                 path.unlink(missing_ok=True)
@@ -190,7 +193,7 @@ class Local:
 
     def _free_port(self) -> int:
         """Free now. Should another process be faster, the engine fails to bind and the next launch takes another."""
-        taken = {engine.plan.port for engine in self._engines.values()}
+        taken = {engine.plan.port for engine in list(self._engines.values())}
         while True:
             with socket.socket() as probe:
                 probe.bind((HOST, 0))
@@ -225,7 +228,7 @@ class Local:
 def _filled(name: str, arguments: list[str], spec: Spec, place: Place) -> Command:
     if not any("{port}" in argument for argument in arguments):
         raise RuntimeFailed(f"the operator's command {name} has no {{port}}", retryable=False)
-    model = spec.block.model or (spec.block.model_template.name if spec.block.model_template else "")
+    model = spec.model or (spec.block.model_template.name if spec.block.model_template else "")
     if any("{model}" in argument for argument in arguments) and not MODEL.fullmatch(model):
         raise RuntimeFailed("aibrix.model is missing, or is no name that may stand in a command", retryable=False)
     values = {"{port}": str(place.port), "{model}": model}

@@ -86,6 +86,37 @@ class CreateBatchRequest(_message.Message):
 Global___CreateBatchRequest: _TypeAlias = CreateBatchRequest  # noqa: Y015
 
 @_typing.final
+class ValidateBatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERRORS_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    total_count: _builtins.int
+    """Requests in the file, and the model that its lines name, if nothing is wrong."""
+    model: _builtins.str
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[_batch_pb2.BatchError]:
+        """What is wrong with the input file; empty: nothing."""
+
+    def __init__(
+        self,
+        *,
+        errors: _abc.Iterable[_batch_pb2.BatchError] | None = ...,
+        total_count: _builtins.int = ...,
+        model: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "errors", b"errors", "model", b"model", "total_count", b"total_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
+    _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+
+Global___ValidateBatchResponse: _TypeAlias = ValidateBatchResponse  # noqa: Y015
+
+@_typing.final
 class GetBatchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -41,6 +41,11 @@ class BatchServiceStub:
                 request_serializer=brix_dot_metadata_dot_v1_dot_batches__pb2.CreateBatchRequest.SerializeToString,
                 response_deserializer=brix_dot_type_dot_v1_dot_batch__pb2.Batch.FromString,
                 _registered_method=True)
+        self.ValidateBatch = channel.unary_unary(
+                '/brix.metadata.v1.BatchService/ValidateBatch',
+                request_serializer=brix_dot_metadata_dot_v1_dot_batches__pb2.CreateBatchRequest.SerializeToString,
+                response_deserializer=brix_dot_metadata_dot_v1_dot_batches__pb2.ValidateBatchResponse.FromString,
+                _registered_method=True)
         self.GetBatch = channel.unary_unary(
                 '/brix.metadata.v1.BatchService/GetBatch',
                 request_serializer=brix_dot_metadata_dot_v1_dot_batches__pb2.GetBatchRequest.SerializeToString,
@@ -66,6 +71,14 @@ class BatchServiceServicer:
         """Makes a batch; its state is VALIDATING. The input file is looked at afterwards: what is wrong with it ends the batch
         in FAILED. With an idempotency_key that was used before: the earlier batch, if the request_hash is the same.
         Errors: INVALID_ARGUMENT with `param` and `code`, ALREADY_EXISTS (the key was used with another body).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ValidateBatch(self, request, context):
+        """Checks what CreateBatch would check, reads the whole input file, and makes nothing: for callers that spend money on a
+        batch before it exists. May take minutes for a large file. Errors: as CreateBatch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +113,11 @@ def add_BatchServiceServicer_to_server(servicer, server):
                     servicer.CreateBatch,
                     request_deserializer=brix_dot_metadata_dot_v1_dot_batches__pb2.CreateBatchRequest.FromString,
                     response_serializer=brix_dot_type_dot_v1_dot_batch__pb2.Batch.SerializeToString,
+            ),
+            'ValidateBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.ValidateBatch,
+                    request_deserializer=brix_dot_metadata_dot_v1_dot_batches__pb2.CreateBatchRequest.FromString,
+                    response_serializer=brix_dot_metadata_dot_v1_dot_batches__pb2.ValidateBatchResponse.SerializeToString,
             ),
             'GetBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBatch,
@@ -145,6 +163,33 @@ class BatchService:
             '/brix.metadata.v1.BatchService/CreateBatch',
             brix_dot_metadata_dot_v1_dot_batches__pb2.CreateBatchRequest.SerializeToString,
             brix_dot_type_dot_v1_dot_batch__pb2.Batch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ValidateBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/brix.metadata.v1.BatchService/ValidateBatch',
+            brix_dot_metadata_dot_v1_dot_batches__pb2.CreateBatchRequest.SerializeToString,
+            brix_dot_metadata_dot_v1_dot_batches__pb2.ValidateBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class BatchServiceStub:
     in FAILED. With an idempotency_key that was used before: the earlier batch, if the request_hash is the same.
     Errors: INVALID_ARGUMENT with `param` and `code`, ALREADY_EXISTS (the key was used with another body).
     """
+    ValidateBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.CreateBatchRequest, _batches_pb2.ValidateBatchResponse]
+    """Checks what CreateBatch would check, reads the whole input file, and makes nothing: for callers that spend money on a
+    batch before it exists. May take minutes for a large file. Errors: as CreateBatch.
+    """
     GetBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.GetBatchRequest, _batch_pb2.Batch]
     """Error: NOT_FOUND (also for another project's batch)."""
     ListBatches: _grpc.UnaryUnaryMultiCallable[_batches_pb2.ListBatchesRequest, _batches_pb2.ListBatchesResponse]
@@ -57,6 +61,10 @@ class BatchServiceAsyncStub(BatchServiceStub):
     """Makes a batch; its state is VALIDATING. The input file is looked at afterwards: what is wrong with it ends the batch
     in FAILED. With an idempotency_key that was used before: the earlier batch, if the request_hash is the same.
     Errors: INVALID_ARGUMENT with `param` and `code`, ALREADY_EXISTS (the key was used with another body).
+    """
+    ValidateBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.CreateBatchRequest, _batches_pb2.ValidateBatchResponse]  # type: ignore[assignment]
+    """Checks what CreateBatch would check, reads the whole input file, and makes nothing: for callers that spend money on a
+    batch before it exists. May take minutes for a large file. Errors: as CreateBatch.
     """
     GetBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.GetBatchRequest, _batch_pb2.Batch]  # type: ignore[assignment]
     """Error: NOT_FOUND (also for another project's batch)."""
@@ -79,6 +87,16 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a batch; its state is VALIDATING. The input file is looked at afterwards: what is wrong with it ends the batch
         in FAILED. With an idempotency_key that was used before: the earlier batch, if the request_hash is the same.
         Errors: INVALID_ARGUMENT with `param` and `code`, ALREADY_EXISTS (the key was used with another body).
+        """
+
+    @_abc_1.abstractmethod
+    def ValidateBatch(
+        self,
+        request: _batches_pb2.CreateBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batches_pb2.ValidateBatchResponse, _abc.Awaitable[_batches_pb2.ValidateBatchResponse]]:
+        """Checks what CreateBatch would check, reads the whole input file, and makes nothing: for callers that spend money on a
+        batch before it exists. May take minutes for a large file. Errors: as CreateBatch.
         """
 
     @_abc_1.abstractmethod

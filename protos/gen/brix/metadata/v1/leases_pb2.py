@@ -27,15 +27,15 @@ from brix.type.v1 import client_pb2 as brix_dot_type_dot_v1_dot_client__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62rix/metadata/v1/leases.proto\x12\x10\x62rix.metadata.v1\x1a\x18\x62rix/type/v1/batch.proto\x1a\x19\x62rix/type/v1/client.proto\x1a\x1bgoogle/protobuf/empty.proto\"&\n\x07LineSet\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\x0c\n\x04\x62its\x18\x02 \x01(\x0c\"v\n\x13\x41\x63quireLeaseRequest\x12\x11\n\trunner_id\x18\x01 \x01(\t\x12\x0f\n\x07targets\x18\x02 \x03(\t\x12\x0f\n\x07wait_ms\x18\x03 \x01(\x05\x12\x18\n\x10protocol_version\x18\x04 \x01(\x05\x12\x10\n\x08\x62\x61tch_id\x18\x05 \x01(\t\"M\n\x14\x41\x63quireLeaseResponse\x12+\n\x05lease\x18\x01 \x01(\x0b\x32\x17.brix.metadata.v1.LeaseH\x00\x88\x01\x01\x42\x08\n\x06_lease\"\x89\x03\n\x05Lease\x12\"\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x13.brix.type.v1.Batch\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x03\x12$\n\x04goal\x18\x04 \x01(\x0e\x32\x16.brix.metadata.v1.Goal\x12\x11\n\tinput_key\x18\x05 \x01(\t\x12\x13\n\x0binput_bytes\x18\x06 \x01(\x03\x12\x11\n\tindex_key\x18\x07 \x01(\t\x12,\n\tcommitted\x18\x08 \x01(\x0b\x32\x19.brix.metadata.v1.LineSet\x12\x15\n\rnext_sequence\x18\t \x01(\x03\x12\x19\n\x0cruntime_json\x18\n \x01(\tH\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0b \x01(\x03\x12\x19\n\x11\x64\x65\x66\x61ult_endpoints\x18\x0c \x03(\t\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\x12*\n\x06\x63lient\x18\x0e \x01(\x0b\x32\x1a.brix.type.v1.ClientPolicyB\x0f\n\r_runtime_json\"V\n\x11RenewLeaseRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x11\n\tin_flight\x18\x04 \x01(\x05\"\x82\x01\n\x0bLeaseStatus\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\x03\x12$\n\x04goal\x18\x02 \x01(\x0e\x32\x16.brix.metadata.v1.Goal\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\x03\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.brix.type.v1.Batch.State\"f\n\x17SaveRuntimeStateRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x19\n\x0cruntime_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0f\n\r_runtime_json\"\xd2\x01\n\x07Segment\x12\r\n\x05token\x18\x01 \x01(\x03\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x17\n\noutput_key\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x16\n\terror_key\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x17\n\x0f\x63ompleted_count\x18\x05 \x01(\x03\x12\x14\n\x0c\x66\x61iled_count\x18\x06 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x07 \x01(\x03\x12\x13\n\x0b\x65rror_bytes\x18\x08 \x01(\x03\x42\r\n\x0b_output_keyB\x0c\n\n_error_key\"\xa2\x01\n\x14\x43ommitSegmentRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12*\n\x07segment\x18\x02 \x01(\x0b\x32\x19.brix.metadata.v1.Segment\x12(\n\x05lines\x18\x03 \x01(\x0b\x32\x19.brix.metadata.v1.LineSet\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.brix.type.v1.Usage\"_\n\x15\x43ommitSegmentResponse\x12-\n\x06status\x18\x01 \x01(\x0b\x32\x1d.brix.metadata.v1.LeaseStatus\x12\x17\n\x0f\x63ommitted_count\x18\x02 \x01(\x03\"v\n\x13ListSegmentsRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x13\n\x0b\x61\x66ter_token\x18\x04 \x01(\x03\x12\x16\n\x0e\x61\x66ter_sequence\x18\x05 \x01(\x03\"U\n\x14ListSegmentsResponse\x12+\n\x08segments\x18\x01 \x03(\x0b\x32\x19.brix.metadata.v1.Segment\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"7\n\x14\x42\x65ginFinalizeRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\"C\n\nResultFile\x12\x12\n\nobject_key\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x12\n\nline_count\x18\x03 \x01(\x03\"\x85\x02\n\x12\x46inishBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12*\n\x07outcome\x18\x03 \x01(\x0e\x32\x19.brix.type.v1.Batch.State\x12\x31\n\x06output\x18\x04 \x01(\x0b\x32\x1c.brix.metadata.v1.ResultFileH\x00\x88\x01\x01\x12\x30\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x1c.brix.metadata.v1.ResultFileH\x01\x88\x01\x01\x12(\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x18.brix.type.v1.BatchErrorB\t\n\x07_outputB\x08\n\x06_error\"^\n\x13ReleaseLeaseRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x03*=\n\x04Goal\x12\x14\n\x10GOAL_UNSPECIFIED\x10\x00\x12\x07\n\x03RUN\x10\x01\x12\n\n\x06\x43\x41NCEL\x10\x02\x12\n\n\x06\x45XPIRE\x10\x03\x32\xc8\x05\n\x0cLeaseService\x12]\n\x0c\x41\x63quireLease\x12%.brix.metadata.v1.AcquireLeaseRequest\x1a&.brix.metadata.v1.AcquireLeaseResponse\x12P\n\nRenewLease\x12#.brix.metadata.v1.RenewLeaseRequest\x1a\x1d.brix.metadata.v1.LeaseStatus\x12U\n\x10SaveRuntimeState\x12).brix.metadata.v1.SaveRuntimeStateRequest\x1a\x16.google.protobuf.Empty\x12`\n\rCommitSegment\x12&.brix.metadata.v1.CommitSegmentRequest\x1a\'.brix.metadata.v1.CommitSegmentResponse\x12]\n\x0cListSegments\x12%.brix.metadata.v1.ListSegmentsRequest\x1a&.brix.metadata.v1.ListSegmentsResponse\x12V\n\rBeginFinalize\x12&.brix.metadata.v1.BeginFinalizeRequest\x1a\x1d.brix.metadata.v1.LeaseStatus\x12H\n\x0b\x46inishBatch\x12$.brix.metadata.v1.FinishBatchRequest\x1a\x13.brix.type.v1.Batch\x12M\n\x0cReleaseLease\x12%.brix.metadata.v1.ReleaseLeaseRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62rix/metadata/v1/leases.proto\x12\x10\x62rix.metadata.v1\x1a\x18\x62rix/type/v1/batch.proto\x1a\x19\x62rix/type/v1/client.proto\x1a\x1bgoogle/protobuf/empty.proto\"&\n\x07LineSet\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\x0c\n\x04\x62its\x18\x02 \x01(\x0c\"v\n\x13\x41\x63quireLeaseRequest\x12\x11\n\trunner_id\x18\x01 \x01(\t\x12\x0f\n\x07targets\x18\x02 \x03(\t\x12\x0f\n\x07wait_ms\x18\x03 \x01(\x05\x12\x18\n\x10protocol_version\x18\x04 \x01(\x05\x12\x10\n\x08\x62\x61tch_id\x18\x05 \x01(\t\"M\n\x14\x41\x63quireLeaseResponse\x12+\n\x05lease\x18\x01 \x01(\x0b\x32\x17.brix.metadata.v1.LeaseH\x00\x88\x01\x01\x42\x08\n\x06_lease\"\x84\x04\n\x05Lease\x12\"\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x13.brix.type.v1.Batch\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x03\x12$\n\x04goal\x18\x04 \x01(\x0e\x32\x16.brix.metadata.v1.Goal\x12\x11\n\tinput_key\x18\x05 \x01(\t\x12\x13\n\x0binput_bytes\x18\x06 \x01(\x03\x12\x11\n\tindex_key\x18\x07 \x01(\t\x12,\n\tcommitted\x18\x08 \x01(\x0b\x32\x19.brix.metadata.v1.LineSet\x12\x15\n\rnext_sequence\x18\t \x01(\x03\x12\x19\n\x0cruntime_json\x18\n \x01(\tH\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0b \x01(\x03\x12\x19\n\x11\x64\x65\x66\x61ult_endpoints\x18\x0c \x03(\t\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\x12*\n\x06\x63lient\x18\x0e \x01(\x0b\x32\x1a.brix.type.v1.ClientPolicy\x12\x1a\n\rresolved_json\x18\x0f \x01(\tH\x01\x88\x01\x01\x12\x17\n\x0f\x63ommitted_bytes\x18\x10 \x01(\x03\x12\x1d\n\x10max_output_bytes\x18\x11 \x01(\x03H\x02\x88\x01\x01\x42\x0f\n\r_runtime_jsonB\x10\n\x0e_resolved_jsonB\x13\n\x11_max_output_bytes\"V\n\x11RenewLeaseRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x11\n\tin_flight\x18\x04 \x01(\x05\"\x82\x01\n\x0bLeaseStatus\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\x03\x12$\n\x04goal\x18\x02 \x01(\x0e\x32\x16.brix.metadata.v1.Goal\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\x03\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.brix.type.v1.Batch.State\"f\n\x17SaveRuntimeStateRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x19\n\x0cruntime_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0f\n\r_runtime_json\"\xd2\x01\n\x07Segment\x12\r\n\x05token\x18\x01 \x01(\x03\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x17\n\noutput_key\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x16\n\terror_key\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x17\n\x0f\x63ompleted_count\x18\x05 \x01(\x03\x12\x14\n\x0c\x66\x61iled_count\x18\x06 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x07 \x01(\x03\x12\x13\n\x0b\x65rror_bytes\x18\x08 \x01(\x03\x42\r\n\x0b_output_keyB\x0c\n\n_error_key\"\xa2\x01\n\x14\x43ommitSegmentRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12*\n\x07segment\x18\x02 \x01(\x0b\x32\x19.brix.metadata.v1.Segment\x12(\n\x05lines\x18\x03 \x01(\x0b\x32\x19.brix.metadata.v1.LineSet\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.brix.type.v1.Usage\"_\n\x15\x43ommitSegmentResponse\x12-\n\x06status\x18\x01 \x01(\x0b\x32\x1d.brix.metadata.v1.LeaseStatus\x12\x17\n\x0f\x63ommitted_count\x18\x02 \x01(\x03\"v\n\x13ListSegmentsRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x13\n\x0b\x61\x66ter_token\x18\x04 \x01(\x03\x12\x16\n\x0e\x61\x66ter_sequence\x18\x05 \x01(\x03\"U\n\x14ListSegmentsResponse\x12+\n\x08segments\x18\x01 \x03(\x0b\x32\x19.brix.metadata.v1.Segment\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"7\n\x14\x42\x65ginFinalizeRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\"C\n\nResultFile\x12\x12\n\nobject_key\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x12\n\nline_count\x18\x03 \x01(\x03\"\x85\x02\n\x12\x46inishBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12*\n\x07outcome\x18\x03 \x01(\x0e\x32\x19.brix.type.v1.Batch.State\x12\x31\n\x06output\x18\x04 \x01(\x0b\x32\x1c.brix.metadata.v1.ResultFileH\x00\x88\x01\x01\x12\x30\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x1c.brix.metadata.v1.ResultFileH\x01\x88\x01\x01\x12(\n\x06\x65rrors\x18\x06 \x03(\x0b\x32\x18.brix.type.v1.BatchErrorB\t\n\x07_outputB\x08\n\x06_error\"^\n\x13ReleaseLeaseRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x03*=\n\x04Goal\x12\x14\n\x10GOAL_UNSPECIFIED\x10\x00\x12\x07\n\x03RUN\x10\x01\x12\n\n\x06\x43\x41NCEL\x10\x02\x12\n\n\x06\x45XPIRE\x10\x03\x32\xc8\x05\n\x0cLeaseService\x12]\n\x0c\x41\x63quireLease\x12%.brix.metadata.v1.AcquireLeaseRequest\x1a&.brix.metadata.v1.AcquireLeaseResponse\x12P\n\nRenewLease\x12#.brix.metadata.v1.RenewLeaseRequest\x1a\x1d.brix.metadata.v1.LeaseStatus\x12U\n\x10SaveRuntimeState\x12).brix.metadata.v1.SaveRuntimeStateRequest\x1a\x16.google.protobuf.Empty\x12`\n\rCommitSegment\x12&.brix.metadata.v1.CommitSegmentRequest\x1a\'.brix.metadata.v1.CommitSegmentResponse\x12]\n\x0cListSegments\x12%.brix.metadata.v1.ListSegmentsRequest\x1a&.brix.metadata.v1.ListSegmentsResponse\x12V\n\rBeginFinalize\x12&.brix.metadata.v1.BeginFinalizeRequest\x1a\x1d.brix.metadata.v1.LeaseStatus\x12H\n\x0b\x46inishBatch\x12$.brix.metadata.v1.FinishBatchRequest\x1a\x13.brix.type.v1.Batch\x12M\n\x0cReleaseLease\x12%.brix.metadata.v1.ReleaseLeaseRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'brix.metadata.v1.leases_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GOAL']._serialized_start=2261
-  _globals['_GOAL']._serialized_end=2322
+  _globals['_GOAL']._serialized_start=2384
+  _globals['_GOAL']._serialized_end=2445
   _globals['_LINESET']._serialized_start=133
   _globals['_LINESET']._serialized_end=171
   _globals['_ACQUIRELEASEREQUEST']._serialized_start=173
@@ -43,31 +43,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACQUIRELEASERESPONSE']._serialized_start=293
   _globals['_ACQUIRELEASERESPONSE']._serialized_end=370
   _globals['_LEASE']._serialized_start=373
-  _globals['_LEASE']._serialized_end=766
-  _globals['_RENEWLEASEREQUEST']._serialized_start=768
-  _globals['_RENEWLEASEREQUEST']._serialized_end=854
-  _globals['_LEASESTATUS']._serialized_start=857
-  _globals['_LEASESTATUS']._serialized_end=987
-  _globals['_SAVERUNTIMESTATEREQUEST']._serialized_start=989
-  _globals['_SAVERUNTIMESTATEREQUEST']._serialized_end=1091
-  _globals['_SEGMENT']._serialized_start=1094
-  _globals['_SEGMENT']._serialized_end=1304
-  _globals['_COMMITSEGMENTREQUEST']._serialized_start=1307
-  _globals['_COMMITSEGMENTREQUEST']._serialized_end=1469
-  _globals['_COMMITSEGMENTRESPONSE']._serialized_start=1471
-  _globals['_COMMITSEGMENTRESPONSE']._serialized_end=1566
-  _globals['_LISTSEGMENTSREQUEST']._serialized_start=1568
-  _globals['_LISTSEGMENTSREQUEST']._serialized_end=1686
-  _globals['_LISTSEGMENTSRESPONSE']._serialized_start=1688
-  _globals['_LISTSEGMENTSRESPONSE']._serialized_end=1773
-  _globals['_BEGINFINALIZEREQUEST']._serialized_start=1775
-  _globals['_BEGINFINALIZEREQUEST']._serialized_end=1830
-  _globals['_RESULTFILE']._serialized_start=1832
-  _globals['_RESULTFILE']._serialized_end=1899
-  _globals['_FINISHBATCHREQUEST']._serialized_start=1902
-  _globals['_FINISHBATCHREQUEST']._serialized_end=2163
-  _globals['_RELEASELEASEREQUEST']._serialized_start=2165
-  _globals['_RELEASELEASEREQUEST']._serialized_end=2259
-  _globals['_LEASESERVICE']._serialized_start=2325
-  _globals['_LEASESERVICE']._serialized_end=3037
+  _globals['_LEASE']._serialized_end=889
+  _globals['_RENEWLEASEREQUEST']._serialized_start=891
+  _globals['_RENEWLEASEREQUEST']._serialized_end=977
+  _globals['_LEASESTATUS']._serialized_start=980
+  _globals['_LEASESTATUS']._serialized_end=1110
+  _globals['_SAVERUNTIMESTATEREQUEST']._serialized_start=1112
+  _globals['_SAVERUNTIMESTATEREQUEST']._serialized_end=1214
+  _globals['_SEGMENT']._serialized_start=1217
+  _globals['_SEGMENT']._serialized_end=1427
+  _globals['_COMMITSEGMENTREQUEST']._serialized_start=1430
+  _globals['_COMMITSEGMENTREQUEST']._serialized_end=1592
+  _globals['_COMMITSEGMENTRESPONSE']._serialized_start=1594
+  _globals['_COMMITSEGMENTRESPONSE']._serialized_end=1689
+  _globals['_LISTSEGMENTSREQUEST']._serialized_start=1691
+  _globals['_LISTSEGMENTSREQUEST']._serialized_end=1809
+  _globals['_LISTSEGMENTSRESPONSE']._serialized_start=1811
+  _globals['_LISTSEGMENTSRESPONSE']._serialized_end=1896
+  _globals['_BEGINFINALIZEREQUEST']._serialized_start=1898
+  _globals['_BEGINFINALIZEREQUEST']._serialized_end=1953
+  _globals['_RESULTFILE']._serialized_start=1955
+  _globals['_RESULTFILE']._serialized_end=2022
+  _globals['_FINISHBATCHREQUEST']._serialized_start=2025
+  _globals['_FINISHBATCHREQUEST']._serialized_end=2286
+  _globals['_RELEASELEASEREQUEST']._serialized_start=2288
+  _globals['_RELEASELEASEREQUEST']._serialized_end=2382
+  _globals['_LEASESERVICE']._serialized_start=2448
+  _globals['_LEASESERVICE']._serialized_end=3160
 # @@protoc_insertion_point(module_scope)

@@ -153,6 +153,9 @@ class Lease(_message.Message):
     DEFAULT_ENDPOINTS_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    RESOLVED_JSON_FIELD_NUMBER: _builtins.int
+    COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     token: _builtins.int
     """The fencing token."""
     ttl_ms: _builtins.int
@@ -171,6 +174,11 @@ class Lease(_message.Message):
     """Milliseconds until the deadline; negative when it has passed."""
     attempt: _builtins.int
     """How often the batch was leased before."""
+    resolved_json: _builtins.str
+    """What the block's template and profile came to when the batch was made, as JSON: services/kit/spec/resolved.py. Absent: neither."""
+    committed_bytes: _builtins.int
+    """Bytes of output and error lines that are committed already, and how many there may be. Absent: any number."""
+    max_output_bytes: _builtins.int
     @_builtins.property
     def batch(self) -> _batch_pb2.Batch: ...
     @_builtins.property
@@ -200,13 +208,25 @@ class Lease(_message.Message):
         default_endpoints: _abc.Iterable[_builtins.str] | None = ...,
         attempt: _builtins.int = ...,
         client: _client_pb2.ClientPolicy | None = ...,
+        resolved_json: _builtins.str | None = ...,
+        committed_bytes: _builtins.int = ...,
+        max_output_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_runtime_json", b"_runtime_json", "batch", b"batch", "client", b"client", "committed", b"committed", "runtime_json", b"runtime_json"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_bytes", b"_max_output_bytes", "_resolved_json", b"_resolved_json", "_runtime_json", b"_runtime_json", "batch", b"batch", "client", b"client", "committed", b"committed", "max_output_bytes", b"max_output_bytes", "resolved_json", b"resolved_json", "runtime_json", b"runtime_json"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_runtime_json", b"_runtime_json", "attempt", b"attempt", "batch", b"batch", "client", b"client", "committed", b"committed", "deadline_ms", b"deadline_ms", "default_endpoints", b"default_endpoints", "goal", b"goal", "index_key", b"index_key", "input_bytes", b"input_bytes", "input_key", b"input_key", "next_sequence", b"next_sequence", "runtime_json", b"runtime_json", "token", b"token", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_bytes", b"_max_output_bytes", "_resolved_json", b"_resolved_json", "_runtime_json", b"_runtime_json", "attempt", b"attempt", "batch", b"batch", "client", b"client", "committed", b"committed", "committed_bytes", b"committed_bytes", "deadline_ms", b"deadline_ms", "default_endpoints", b"default_endpoints", "goal", b"goal", "index_key", b"index_key", "input_bytes", b"input_bytes", "input_key", b"input_key", "max_output_bytes", b"max_output_bytes", "next_sequence", b"next_sequence", "resolved_json", b"resolved_json", "runtime_json", b"runtime_json", "token", b"token", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_output_bytes: _TypeAlias = _typing.Literal["max_output_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_output_bytes: _TypeAlias = _typing.Literal["_max_output_bytes", b"_max_output_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__resolved_json: _TypeAlias = _typing.Literal["resolved_json"]  # noqa: Y015
+    _WhichOneofArgType__resolved_json: _TypeAlias = _typing.Literal["_resolved_json", b"_resolved_json"]  # noqa: Y015
     _WhichOneofReturnType__runtime_json: _TypeAlias = _typing.Literal["runtime_json"]  # noqa: Y015
     _WhichOneofArgType__runtime_json: _TypeAlias = _typing.Literal["_runtime_json", b"_runtime_json"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_bytes) -> _WhichOneofReturnType__max_output_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resolved_json) -> _WhichOneofReturnType__resolved_json | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__runtime_json) -> _WhichOneofReturnType__runtime_json | None: ...
 
 Global___Lease: _TypeAlias = Lease  # noqa: Y015

@@ -70,7 +70,7 @@ class RunnerRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """The union of what live runners report.
+        """What active templates serve, and the union of what live runners report.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

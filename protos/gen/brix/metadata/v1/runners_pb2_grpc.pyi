@@ -37,7 +37,7 @@ class RunnerRegistryServiceStub:
     """Says that a runner is alive, and what it is doing. Sent every few seconds."""
     ListRunners: _grpc.UnaryUnaryMultiCallable[_runners_pb2.ListRunnersRequest, _runners_pb2.ListRunnersResponse]
     ListModels: _grpc.UnaryUnaryMultiCallable[_runners_pb2.ListModelsRequest, _runners_pb2.ListModelsResponse]
-    """The union of what live runners report."""
+    """What active templates serve, and the union of what live runners report."""
 
 @_typing.type_check_only
 class RunnerRegistryServiceAsyncStub(RunnerRegistryServiceStub):
@@ -48,7 +48,7 @@ class RunnerRegistryServiceAsyncStub(RunnerRegistryServiceStub):
     """Says that a runner is alive, and what it is doing. Sent every few seconds."""
     ListRunners: _aio.UnaryUnaryMultiCallable[_runners_pb2.ListRunnersRequest, _runners_pb2.ListRunnersResponse]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_runners_pb2.ListModelsRequest, _runners_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """The union of what live runners report."""
+    """What active templates serve, and the union of what live runners report."""
 
 class RunnerRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Which runners there are, what they can run, and which models their endpoints serve."""
@@ -74,6 +74,6 @@ class RunnerRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runners_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runners_pb2.ListModelsResponse, _abc.Awaitable[_runners_pb2.ListModelsResponse]]:
-        """The union of what live runners report."""
+        """What active templates serve, and the union of what live runners report."""
 
 def add_RunnerRegistryServiceServicer_to_server(servicer: RunnerRegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from brix.type.v1 import client_pb2 as brix_dot_type_dot_v1_dot_client__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62rix/runner/v1/runner.proto\x12\x0e\x62rix.runner.v1\x1a\x19\x62rix/type/v1/client.proto\"\x12\n\x10GetStatusRequest\"\x91\x01\n\x0cRunnerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07targets\x18\x03 \x03(\t\x12\x12\n\nslot_count\x18\x04 \x01(\x05\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12-\n\nexecutions\x18\x06 \x03(\x0b\x32\x19.brix.runner.v1.Execution\"\x96\x02\n\tExecution\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12*\n\x06\x63lient\x18\x05 \x01(\x0b\x32\x1a.brix.type.v1.ClientPolicy\x12\x11\n\tin_flight\x18\x06 \x01(\x05\x12\r\n\x05limit\x18\x07 \x01(\x05\x12\x12\n\ndone_count\x18\x08 \x01(\x03\x12\x17\n\x0f\x63ommitted_count\x18\t \x01(\x03\x12\x13\n\x0bretry_count\x18\n \x01(\x03\x12\x0c\n\x04rate\x18\x0b \x01(\x01\x12+\n\tendpoints\x18\x0c \x03(\x0b\x32\x18.brix.runner.v1.Endpoint\";\n\x08\x45ndpoint\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x11\n\tin_flight\x18\x03 \x01(\x05\x32\\\n\rRunnerService\x12K\n\tGetStatus\x12 .brix.runner.v1.GetStatusRequest\x1a\x1c.brix.runner.v1.RunnerStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62rix/runner/v1/runner.proto\x12\x0e\x62rix.runner.v1\x1a\x19\x62rix/type/v1/client.proto\"\x12\n\x10GetStatusRequest\"\x91\x01\n\x0cRunnerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07targets\x18\x03 \x03(\t\x12\x12\n\nslot_count\x18\x04 \x01(\x05\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12-\n\nexecutions\x18\x06 \x03(\x0b\x32\x19.brix.runner.v1.Execution\"\xb9\x02\n\tExecution\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12*\n\x06\x63lient\x18\x05 \x01(\x0b\x32\x1a.brix.type.v1.ClientPolicy\x12\x11\n\tin_flight\x18\x06 \x01(\x05\x12\r\n\x05limit\x18\x07 \x01(\x05\x12\x12\n\ndone_count\x18\x08 \x01(\x03\x12\x17\n\x0f\x63ommitted_count\x18\t \x01(\x03\x12\x13\n\x0bretry_count\x18\n \x01(\x03\x12\x0c\n\x04rate\x18\x0b \x01(\x01\x12+\n\tendpoints\x18\x0c \x03(\x0b\x32\x18.brix.runner.v1.Endpoint\x12\x10\n\x08template\x18\r \x01(\t\x12\x0f\n\x07profile\x18\x0e \x01(\t\";\n\x08\x45ndpoint\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x11\n\tin_flight\x18\x03 \x01(\x05\x32\\\n\rRunnerService\x12K\n\tGetStatus\x12 .brix.runner.v1.GetStatusRequest\x1a\x1c.brix.runner.v1.RunnerStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +37,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNNERSTATUS']._serialized_start=95
   _globals['_RUNNERSTATUS']._serialized_end=240
   _globals['_EXECUTION']._serialized_start=243
-  _globals['_EXECUTION']._serialized_end=521
-  _globals['_ENDPOINT']._serialized_start=523
-  _globals['_ENDPOINT']._serialized_end=582
-  _globals['_RUNNERSERVICE']._serialized_start=584
-  _globals['_RUNNERSERVICE']._serialized_end=676
+  _globals['_EXECUTION']._serialized_end=556
+  _globals['_ENDPOINT']._serialized_start=558
+  _globals['_ENDPOINT']._serialized_end=617
+  _globals['_RUNNERSERVICE']._serialized_start=619
+  _globals['_RUNNERSERVICE']._serialized_end=711
 # @@protoc_insertion_point(module_scope)

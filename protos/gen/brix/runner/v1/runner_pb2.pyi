@@ -89,6 +89,8 @@ class Execution(_message.Message):
     RETRY_COUNT_FIELD_NUMBER: _builtins.int
     RATE_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     token: _builtins.int
     target: _builtins.str
@@ -103,6 +105,9 @@ class Execution(_message.Message):
     retry_count: _builtins.int
     rate: _builtins.float
     """Finished requests per second, over the last seconds."""
+    template: _builtins.str
+    """The template that the engine is started from, such as `llama3@v1.2.0`, and the profile. Empty: none."""
+    profile: _builtins.str
     @_builtins.property
     def client(self) -> _client_pb2.ClientPolicy:
         """Effective values of `aibrix.client`: the field, else the environment, else the built-in value."""
@@ -124,10 +129,12 @@ class Execution(_message.Message):
         retry_count: _builtins.int = ...,
         rate: _builtins.float = ...,
         endpoints: _abc.Iterable[Global___Endpoint] | None = ...,
+        template: _builtins.str = ...,
+        profile: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["client", b"client"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "client", b"client", "committed_count", b"committed_count", "done_count", b"done_count", "endpoints", b"endpoints", "in_flight", b"in_flight", "limit", b"limit", "phase", b"phase", "rate", b"rate", "retry_count", b"retry_count", "target", b"target", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "client", b"client", "committed_count", b"committed_count", "done_count", b"done_count", "endpoints", b"endpoints", "in_flight", b"in_flight", "limit", b"limit", "phase", b"phase", "profile", b"profile", "rate", b"rate", "retry_count", b"retry_count", "target", b"target", "template", b"template", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

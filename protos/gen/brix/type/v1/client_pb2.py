@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62rix/type/v1/client.proto\x12\x0c\x62rix.type.v1\"\xcf\x01\n\x0c\x43lientPolicy\x12\x17\n\x0fmax_concurrency\x18\x01 \x01(\x05\x12\x1c\n\x14\x61\x64\x61ptive_concurrency\x18\x02 \x01(\x08\x12\x1b\n\x13\x61\x64\x61ptive_max_factor\x18\x03 \x01(\x01\x12\x13\n\x0bmax_retries\x18\x04 \x01(\x05\x12\x1a\n\x12\x62\x61se_delay_seconds\x18\x05 \x01(\x01\x12\x19\n\x11max_delay_seconds\x18\x06 \x01(\x01\x12\x1f\n\x17no_endpoint_max_retries\x18\x07 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62rix/type/v1/client.proto\x12\x0c\x62rix.type.v1\"\x91\x02\n\x0c\x43lientPolicy\x12\x17\n\x0fmax_concurrency\x18\x01 \x01(\x05\x12\x1c\n\x14\x61\x64\x61ptive_concurrency\x18\x02 \x01(\x08\x12\x1b\n\x13\x61\x64\x61ptive_max_factor\x18\x03 \x01(\x01\x12\x13\n\x0bmax_retries\x18\x04 \x01(\x05\x12\x1a\n\x12\x62\x61se_delay_seconds\x18\x05 \x01(\x01\x12\x19\n\x11max_delay_seconds\x18\x06 \x01(\x01\x12\x1f\n\x17no_endpoint_max_retries\x18\x07 \x01(\x05\x12$\n\x17request_timeout_seconds\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\x1a\n\x18_request_timeout_secondsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'brix.type.v1.client_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLIENTPOLICY']._serialized_start=44
-  _globals['_CLIENTPOLICY']._serialized_end=251
+  _globals['_CLIENTPOLICY']._serialized_end=317
 # @@protoc_insertion_point(module_scope)

@@ -9,17 +9,17 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    from typing import TypeAlias as _TypeAlias
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    from typing_extensions import TypeAlias as _TypeAlias
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ClientPolicy(_message.Message):
     """How requests of a batch are sent: `aibrix.client` with every field resolved (the field, else the environment, else the
-    built-in value).
+    built-in value; a profile stands between the field and the environment).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -31,6 +31,7 @@ class ClientPolicy(_message.Message):
     BASE_DELAY_SECONDS_FIELD_NUMBER: _builtins.int
     MAX_DELAY_SECONDS_FIELD_NUMBER: _builtins.int
     NO_ENDPOINT_MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    REQUEST_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     max_concurrency: _builtins.int
     adaptive_concurrency: _builtins.bool
     adaptive_max_factor: _builtins.float
@@ -38,6 +39,8 @@ class ClientPolicy(_message.Message):
     base_delay_seconds: _builtins.float
     max_delay_seconds: _builtins.float
     no_endpoint_max_retries: _builtins.int
+    request_timeout_seconds: _builtins.float
+    """Longest time for one attempt of one request, from the batch's profile. Absent: the runner's own setting."""
     def __init__(
         self,
         *,
@@ -48,11 +51,14 @@ class ClientPolicy(_message.Message):
         base_delay_seconds: _builtins.float = ...,
         max_delay_seconds: _builtins.float = ...,
         no_endpoint_max_retries: _builtins.int = ...,
+        request_timeout_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_timeout_seconds", b"_request_timeout_seconds", "request_timeout_seconds", b"request_timeout_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive_concurrency", b"adaptive_concurrency", "adaptive_max_factor", b"adaptive_max_factor", "base_delay_seconds", b"base_delay_seconds", "max_concurrency", b"max_concurrency", "max_delay_seconds", b"max_delay_seconds", "max_retries", b"max_retries", "no_endpoint_max_retries", b"no_endpoint_max_retries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_timeout_seconds", b"_request_timeout_seconds", "adaptive_concurrency", b"adaptive_concurrency", "adaptive_max_factor", b"adaptive_max_factor", "base_delay_seconds", b"base_delay_seconds", "max_concurrency", b"max_concurrency", "max_delay_seconds", b"max_delay_seconds", "max_retries", b"max_retries", "no_endpoint_max_retries", b"no_endpoint_max_retries", "request_timeout_seconds", b"request_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__request_timeout_seconds: _TypeAlias = _typing.Literal["request_timeout_seconds"]  # noqa: Y015
+    _WhichOneofArgType__request_timeout_seconds: _TypeAlias = _typing.Literal["_request_timeout_seconds", b"_request_timeout_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_timeout_seconds) -> _WhichOneofReturnType__request_timeout_seconds | None: ...
 
 Global___ClientPolicy: _TypeAlias = ClientPolicy  # noqa: Y015
