@@ -8,13 +8,15 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 LOCK := requirements-dev.lock
 STAMP := .venv/.made-from-$(LOCK)
+LLAMACPP_LOCK := requirements-llamacpp.lock
+LLAMACPP_STAMP := .venv/.made-from-$(LLAMACPP_LOCK)
 # The second folder holds google/api/annotations.proto, of googleapis-common-protos.
 PROTOC = PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc -I protos \
 	-I $$($(BIN)/python -c "import google.api as a, pathlib; print(pathlib.Path(list(a.__path__)[0]).parents[1])")
 COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
 help: ## Print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Make .venv from the lock file, development tools included
 
@@ -27,8 +29,17 @@ $(STAMP): $(LOCK) pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+llamacpp: $(LLAMACPP_STAMP) ## Add llama.cpp and a small model to .venv
+
+$(LLAMACPP_STAMP): $(STAMP) $(LLAMACPP_LOCK)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(LLAMACPP_LOCK)
+	@touch $@
+
 demo: venv ## Run 1,000 requests through everything, on this machine
 	@$(BIN)/aibrix-batch demo
+
+demo-real: llamacpp ## Ask a real model 50 questions through everything, on this machine
+	@$(BIN)/aibrix-batch demo-real
 
 serve: venv ## Serve all roles in one process on 127.0.0.1:8080
 	@$(BIN)/aibrix-batch serve
@@ -78,4 +89,4 @@ $(PROTOC) --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_
 	$$(find protos/brix -name '*.proto' | sort)
 endef
 
-.PHONY: help venv demo serve test check bench protos docs lock env clean
+.PHONY: help venv llamacpp demo demo-real serve test check bench protos docs lock env clean

@@ -256,3 +256,32 @@ async def test_a_database_that_drops_every_connection_is_an_interruption(make_se
                     await metadata.reaches(batch.id, State.IN_PROGRESS)
     finally:
         await admin.close()
+
+
+async def test_creates_that_come_together(metadata):
+    """One transaction for all of them: each is answered for itself, and one key makes one batch."""
+
+    def asked(number):
+        key = {"idempotency_key": f"key-{number % 5}", "request_hash": f"hash-{number % 5}"} if number % 2 else {}
+        return {"input_file_id": f"file-{number}", **key}
+
+    wrong = {"input_file_id": "f", "idempotency_key": "key-1", "request_hash": "another"}
+    strange = {"input_file_id": "f", "aibrix_json": '{"runtime": {"target": "Nowhere"}}'}
+    made = await asyncio.gather(*(metadata.batch(**asked(number)) for number in range(40)))
+    other, unknown, again = await asyncio.gather(
+        metadata.batch(**wrong), metadata.batch(**strange), metadata.batch(**asked(1)), return_exceptions=True
+    )
+    assert isinstance(other, AlreadyExists)
+    assert again.id == made[1].id
+    assert isinstance(unknown, InvalidArgument)
+    with_key = {number % 5: set() for number in range(40)}
+    for number, batch in enumerate(made):
+        if number % 2:
+            with_key[number % 5].add(batch.id)
+    assert [len(ids) for ids in with_key.values()] == [1] * 5
+    listed = (await listed_all(metadata)).batches
+    assert len({batch.id for batch in listed}) == len(listed) == 20 + 5
+
+
+async def listed_all(metadata):
+    return await listed(metadata, page_size=100)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -135,23 +135,31 @@ class BatchService:
 
         async def work(tx: Tx) -> list[Batch | ServiceError]:
             results: list[Batch | ServiceError] = []
+            new: dict[str, Batch] = {}
             rows = []
             for order in orders:
                 try:
-                    earlier = await self._admit(tx, order)
+                    earlier_id = await self._admit(tx, order)
                 except ServiceError as error:
                     results.append(error)
                     continue
-                results.append(earlier or order.batch(tx.now))
+                earlier = await self._earlier(tx, order, earlier_id, new) if earlier_id else None
                 if earlier is None:
+                    new[order.id] = order.batch(tx.now)
                     rows.append(order.row(tx.now))
+                results.append(earlier or new[order.id])
             await batches.insert_all(tx, rows)
             return results
 
         return await self.transactions.write(work)
 
-    async def _admit(self, tx: Tx, order: Order) -> Batch | None:
-        """The batch that its idempotency key made before, if any. It writes nothing before the last thing that it may refuse."""
+    @staticmethod
+    async def _earlier(tx: Tx, order: Order, id: str, new: Mapping[str, Batch]) -> Batch | None:
+        """The batch of this id: perhaps one of this very group, which stands in no table yet."""
+        return new.get(id) or await batches.find(tx, order.new.project_id, id)
+
+    async def _admit(self, tx: Tx, order: Order) -> str | None:
+        """The id of the batch that its idempotency key made before, if any. Error: ServiceError, and nothing is written then."""
         if order.target not in requests.BUILT_IN_TARGETS:
             requests.check_target(order.target, await runners.list_targets(tx, self.memory))
         new = order.new
@@ -160,9 +168,7 @@ class BatchService:
         key, said = new.idempotency_key, new.request_hash
         claim = await keys.claim(tx, new.project_id, "batch", key, said, order.id)
         checks.same_request(key, claim.request_hash, said)
-        if claim.resource_id == order.id:
-            return None
-        return await batches.find(tx, new.project_id, claim.resource_id)
+        return None if claim.resource_id == order.id else claim.resource_id
 
     def _resolve(self, block: Block, endpoint: str) -> Resolved:
         """What the block's references come to now. Error: InvalidArgument with the field's path."""

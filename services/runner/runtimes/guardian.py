@@ -162,9 +162,11 @@ class Guardian:
         if not LINUX:
             return [] if self._code() is not None else [engine]
         me = os.getpid()
-        return [
+        running = {
             process.pid for process in processes() if engine in (process.pid, process.group) or process.parent == me
-        ]
+        }
+        # The first thread of an engine with many may be gone before the process can be waited for.
+        return list(running if self._code() is not None else running | {engine})
 
     def _signal(self, number: signal.Signals) -> None:
         # ours, as long as the engine has not been waited for; macOS refuses a group of zombies
