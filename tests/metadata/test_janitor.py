@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 
 from brix.metadata.v1 import files_pb2, leases_pb2
+from services.metadata.server import opened
+from services.metadata.store.tables import batches
 from tests.metadata.conftest import State, a_commit, eventually, serving_metadata, some_lines
 
 
@@ -32,12 +34,21 @@ async def test_an_ended_batch_leaves_only_its_results(metadata):
     assert lease.input_key in await metadata.keys("files/")
 
 
-async def test_a_failed_batch_leaves_nothing(metadata):
-    file = await metadata.file(b"nope")
-    batch = await metadata.batch(input_file_id=file.id)
-    await metadata.store.put(f"indexes/{batch.id}/0", b"")
-    await metadata.reaches(batch.id, State.FAILED)
-    await gone(metadata, f"indexes/{batch.id}/0")
+async def test_what_a_dead_validator_wrote_goes_with_its_batch(make_settings, database_url):
+    section = {"database_url": database_url, "janitor_interval_s": 0.05}
+    options = {"default_endpoint": "http://127.0.0.1:9"}
+    async with serving_metadata(make_settings(metadata=section | {"validator_count": 0}, **options)) as metadata:
+        file = await metadata.file(b"nope")
+        batch = await metadata.batch(input_file_id=file.id)
+        left = f"indexes/{batch.id}/1"
+        await metadata.store.put(left, b"")
+        async with opened(metadata.settings) as database:
+            await database.write(
+                lambda tx: tx.execute(batches.update().where(batches.c.id == batch.id).values(lease_token=1))
+            )
+    async with serving_metadata(make_settings(metadata=section, **options)) as metadata:
+        await metadata.reaches(batch.id, State.FAILED)
+        await gone(metadata, left)
 
 
 async def test_orphans_go_and_named_objects_stay(metadata):

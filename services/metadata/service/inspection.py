@@ -171,9 +171,8 @@ class InspectionService:
         async def work(tx: Tx) -> Batch | None:
             # With the file locked: DeleteFile either sees this batch or was first.
             if await files.lock(tx, batch.project_id, file.id) is None:
-                return await batches.fail_validation(
-                    tx, batch.id, token, [cannot_find(batch.input_file_id, batch.project_id)]
-                )
+                missing = [cannot_find(batch.input_file_id, batch.project_id)]
+                return await batches.fail_validation(tx, batch.id, token, missing, has_objects=True)
             return await batches.start(
                 tx,
                 batch.id,
@@ -194,14 +193,16 @@ class InspectionService:
         self.bells.to_lease.ring()
 
     async def _fail(self, held: Work, errors: list[BatchError]) -> None:
+        token = held.lease_token
+
         async def work(tx: Tx) -> Batch | None:
-            return await batches.fail_validation(tx, held.batch.id, held.lease_token, errors)
+            # A validator before this one may have written an index before it died.
+            return await batches.fail_validation(tx, held.batch.id, token, errors, has_objects=token > 1)
 
         failed = await self.transactions.write(work)
         if failed is not None:
             metrics.ended(failed)
             log.info("batch failed validation", batch_id=failed.id, code=errors[0].code, errors=len(errors))
-            self.bells.to_clean.ring()
 
 
 def unusable(file_id: str, project_id: str, file: File | None, quota: Quota) -> BatchError | None:

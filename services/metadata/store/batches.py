@@ -77,7 +77,7 @@ async def move(tx: Tx, event: BatchEvent, *which: sa.ColumnElement[bool], **valu
     values["state"] = change.target
     values[f"{change.target.lower()}_time"] = tx.now
     if change.target not in LIVE:
-        values |= {"lease_owner": None, "lease_expire_time": None, "cleanup_pending": True}
+        values = {"cleanup_pending": True} | values | {"lease_owner": None, "lease_expire_time": None}
     statement = t.update().where(t.c.state.in_(change.sources), *which).values(values)
     return [as_batch(row) for row in await tx.rows(statement.returning(*COLUMNS))]
 
@@ -112,10 +112,13 @@ async def start(tx: Tx, id: str, token: int, **found: Any) -> Batch | None:
     return moved[0] if moved else None
 
 
-async def fail_validation(tx: Tx, id: str, token: int, errors: Sequence[BatchError]) -> Batch | None:
-    """End the validation of a batch badly, if its validator still holds it."""
+async def fail_validation(
+    tx: Tx, id: str, token: int, errors: Sequence[BatchError], *, has_objects: bool
+) -> Batch | None:
+    """End the validation of a batch badly, if its validator still holds it. `has_objects`: there is something to clean up."""
     held = sa.and_(t.c.id == id, t.c.lease_token == token, t.c.state == BatchState.VALIDATING)
-    moved = await move(tx, BatchEvent.FAIL, held, errors=[asdict(error) for error in errors])
+    said = [asdict(error) for error in errors]
+    moved = await move(tx, BatchEvent.FAIL, held, errors=said, cleanup_pending=has_objects)
     return moved[0] if moved else None
 
 
