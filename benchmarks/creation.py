@@ -21,7 +21,7 @@ from brix.metadata.v1 import batches_pb2, batches_pb2_grpc
 from brix.type.v1 import batch_pb2
 from services.kit import log as logs
 from services.kit.server import channel, serving
-from services.kit.settings import Log, Metadata, Settings
+from services.kit.settings import Log, Metadata, Settings, Templates
 from services.kit.spec.block import parse_block
 from services.kit.spec.catalog import Catalog
 from services.kit.spec.profile import Quota
@@ -76,7 +76,7 @@ async def measure(folder: Path) -> list[Row]:
 
 
 def _read_block() -> Row:
-    catalog, largest = Catalog(), Quota()
+    catalog, largest, limits = Catalog(), Quota(), Templates()
     best = float("inf")
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -86,7 +86,7 @@ def _read_block() -> Row:
             check_endpoint_supported(resolved, ENDPOINT)
             if resolved.template is None:
                 raise RuntimeError("the block has a template")
-            check_engine(block, resolved.template, any_flag=False)
+            check_engine(block, resolved.template, limits)
             resolved.to_json()
         best = min(best, (time.perf_counter() - started) / READS)
     bare = min(_loads() for _ in range(ROUNDS))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import structlog
 from aiohttp import web
+from grpc import aio
 
-from gateway import auth, batches, console, files, health, metrics, models, uploads
+from brix.console.v1.access_pb2_grpc import AccessServiceStub
+from gateway import auth, batches, console, cors, events, files, health, hosts, metrics, models, uploads
 from gateway.backend import BACKEND, Backend, connect
 from gateway.body import expect_later
+from gateway.console_keys import ConsoleKeys
 from gateway.errors import openai_errors
+from gateway.transcode import CHANNEL
 from gateway.wire import Runner
 from services.kit import metrics as process_metrics
 from services.kit.lifecycle import background
@@ -49,7 +54,7 @@ ROUTES = [
     Route("POST", "/v1/batches/{id}/cancel", batches.cancel),
     Route("GET", "/v1/models", models.list_models),
     Route("GET", "/v1/models/{id:.+?}", models.retrieve),
-    Route("*", "/api/v1/{path:.*?}", console.unavailable),
+    *(Route(*route) for route in console.ROUTES),
     Route("GET", "/healthz", health.healthz),
     Route("GET", "/readyz", health.readyz),
     Route("GET", "/metrics", process_metrics.render),
@@ -58,12 +63,19 @@ ROUTES = [
 log = structlog.get_logger(__name__)
 
 
-def build(backend: Backend, keys: auth.KeyFile | None) -> web.Application:
-    app = web.Application(middlewares=[metrics.observe, openai_errors, auth.authenticate])
+def build(backend: Backend, keys: auth.KeyFile | None, console: aio.Channel, origins: cors.Origins) -> web.Application:
+    app = web.Application(
+        middlewares=[metrics.observe, openai_errors, hosts.only_from_here, cors.preflight, auth.authenticate]
+    )
     app[BACKEND] = backend
+    app[CHANNEL] = console
+    app[cors.ORIGINS] = origins
+    app[events.ENDING] = asyncio.Event()
     if keys is not None:
         app[auth.KEYS] = keys
-    app.on_response_prepare.append(metrics.add_headers)
+        app[auth.MORE_KEYS] = ConsoleKeys(AccessServiceStub(console)).find
+    app.on_response_prepare.extend([metrics.add_headers, cors.add_headers])
+    app.on_shutdown.append(events.end_streams)
     for method, path, handle in ROUTES:
         resource = app.router.add_resource(path + "{slash:/?}")
         for name in ("GET", "HEAD") if method == "GET" else (method,):
@@ -73,11 +85,16 @@ def build(backend: Backend, keys: auth.KeyFile | None) -> web.Application:
 
 @asynccontextmanager
 async def run(settings: Settings) -> AsyncIterator[str]:
-    """Serve; yields the bound address. Error: ValueError for keys that are broken, or missing where they are needed."""
+    """Serve; yields the bound address. Error: ValueError for keys or origins that are broken, or missing where they are needed."""
     keys = auth.open_keys(settings)
+    origins = cors.Origins.parse(settings.allowed_origins)
     loops = [] if keys is None else [keys.watch()]
-    async with channel(settings.metadata_addr) as metadata, background(*loops):
-        app = build(connect(settings, open_store(settings), metadata), keys)
+    async with (
+        channel(settings.metadata_addr) as metadata,
+        channel(settings.console_addr) as console_channel,
+        background(*loops),
+    ):
+        app = build(connect(settings, open_store(settings), metadata), keys, console_channel, origins)
         runner = Runner(
             app,
             access_log=None,

@@ -2,6 +2,9 @@
 
 The file has a line a key: `<sha256 of the key in hex> <project> <name>`; lines that start with `#` are comments. It is
 read again when it changes, so a key is revoked by taking its line out. A fast hash is right: keys are random.
+
+A server with such a file also takes the keys that were made in the console: the file's are the operator's, and the first
+of the others is made with one of them. A server without a file asks nobody for a key.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import ipaddress
 import re
 import secrets
 import string
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,9 +25,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.errors import Refused
+from services.kit.errors import ServiceError
 from services.kit.settings import Settings
 
 DEFAULT_PROJECT = "default"
+NOBODY = "anonymous"
 PREFIX = "ab_"
 ALPHABET = string.ascii_letters + string.digits
 KEY_LENGTH = 32  # of 62 characters each: 190 random bits
@@ -31,6 +37,7 @@ LINE = re.compile(r"([0-9a-f]{64})\s+([A-Za-z0-9][A-Za-z0-9_.-]{0,63})\s+(\S.{0,
 PUBLIC = {"/healthz", "/readyz"}
 RELOAD_S = 1.0
 PROJECT: web.RequestKey[str] = web.RequestKey("project", str)
+KEY_NAME: web.RequestKey[str] = web.RequestKey("key_name", str)
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +73,10 @@ def parse_keys(text: str) -> dict[str, ApiKey]:
     return keys
 
 
+def digest_of(key: str) -> str:
+    return sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 class KeyFile:
     """The keys of a file, as it was when it was last whole."""
 
@@ -76,7 +87,7 @@ class KeyFile:
         self._keys = parse_keys(path.read_text())
 
     def find(self, key: str) -> ApiKey | None:
-        digest = sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        digest = digest_of(key)
         found = self._keys.get(digest)
         return found if found is not None and hmac.compare_digest(found.digest, digest) else None
 
@@ -104,6 +115,8 @@ class KeyFile:
 
 
 KEYS: web.AppKey[KeyFile] = web.AppKey("keys", KeyFile)
+# Finds a key that the file does not know. Error: Unavailable.
+MORE_KEYS: web.AppKey[Callable[[str], Awaitable[ApiKey | None]]] = web.AppKey("more_keys", Callable)  # type: ignore[arg-type]
 
 
 def open_keys(settings: Settings) -> KeyFile | None:
@@ -132,21 +145,41 @@ def is_loopback(listen: str) -> bool:
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every path needs a key when there are any, an unknown one too: what exists is nobody's business without one."""
-    keys = request.app.get(KEYS)
-    if keys is None or request.path.rstrip("/") in PUBLIC:
-        request[PROJECT] = DEFAULT_PROJECT
+    if KEYS not in request.app or request.path.rstrip("/") in PUBLIC:
+        request[PROJECT], request[KEY_NAME] = DEFAULT_PROJECT, NOBODY
         return await handler(request)
-    scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not presented.strip():
+    presented = _presented(request)
+    if presented is None:
         raise _unauthorized(
             "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer "
             "auth (i.e. Authorization: Bearer YOUR_KEY)."
         )
-    key = keys.find(presented.strip())
+    key = await _find(request, presented)
     if key is None:
         raise _unauthorized("Incorrect API key provided.")
-    request[PROJECT] = key.project_id
+    request[PROJECT], request[KEY_NAME] = key.project_id, key.name
     return await handler(request)
+
+
+async def still_valid(request: web.Request) -> bool:
+    """Whether the request would be let in now, for an answer that takes hours. Yes if that cannot be found out."""
+    presented = _presented(request)
+    if KEYS not in request.app or presented is None:
+        return True
+    try:
+        return await _find(request, presented) is not None
+    except ServiceError:
+        return True
+
+
+def _presented(request: web.Request) -> str | None:
+    scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
+    return presented.strip() or None if scheme.lower() == "bearer" else None
+
+
+async def _find(request: web.Request, presented: str) -> ApiKey | None:
+    """The file's keys need nobody else to answer. Error: Unavailable."""
+    return request.app[KEYS].find(presented) or await request.app[MORE_KEYS](presented)
 
 
 def _unauthorized(message: str) -> Refused:

@@ -1,14 +1,22 @@
-"""/api/v1: the console's REST API will be served here.
-
-Until then its paths answer 501, not 404: the place is taken, and a client learns that this server has nothing there yet.
-"""
+"""/api/v1: the console's REST API. Its paths are those that the protos name, and those of files."""
 
 from __future__ import annotations
 
-from aiohttp import web
+from brix.console.v1 import access_pb2, deployment_templates_pb2, jobs_pb2, models_pb2
+from gateway import files
+from gateway.transcode import endpoints
 
-from gateway.errors import NO_RETRY, Refused
-
-
-async def unavailable(request: web.Request) -> web.Response:
-    raise Refused(501, "The console API is not part of this version.", code="not_implemented", headers=NO_RETRY)
+SERVICES = [
+    models_pb2.DESCRIPTOR.services_by_name["ModelService"],
+    deployment_templates_pb2.DESCRIPTOR.services_by_name["DeploymentTemplateService"],
+    jobs_pb2.DESCRIPTOR.services_by_name["JobService"],
+    access_pb2.DESCRIPTOR.services_by_name["AccessService"],
+]
+# Method, path, handler. Files are metadata's: the console never sees their bytes.
+ROUTES = [
+    *((each.binding.http_method, each.binding.path, each.handle) for each in endpoints(SERVICES)),
+    ("POST", "/api/v1/files/upload", files.create_batch_file),
+    ("GET", "/api/v1/files", files.list_files),
+    ("GET", "/api/v1/files/{id}", files.retrieve),
+    ("GET", "/api/v1/files/{id}/content", files.content),
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
@@ -35,20 +35,29 @@ class Received:
     hashed: bool
     """With an Idempotency-Key the content is hashed, so that another body under the same key is found out."""
     check: JsonlCheck
-    form: openai.FileForm = field(default_factory=openai.FileForm)
+    form: openai.FileForm
     filename: str | None = None
     size: int = 0
     content_hash: str = ""
 
 
 async def create(request: web.Request) -> web.Response:
+    return await _create(request, openai.FileForm())
+
+
+async def create_batch_file(request: web.Request) -> web.Response:
+    """The purpose may be left out: there is only one."""
+    return await _create(request, openai.FileForm(only_purpose=openai.BATCH_PURPOSE))
+
+
+async def _create(request: web.Request, form: openai.FileForm) -> web.Response:
     backend = request.app[BACKEND]
     key = idempotency_key(request)
     body = Body(request, backend.settings.gateway.idle_timeout_s)
     limits = backend.settings.gateway
     reader = body.multipart(max(limits.max_file_bytes, limits.max_batch_file_bytes))
     received = Received(
-        f"files/{secrets.token_hex(16)}", key is not None, JsonlCheck(backend.settings.metadata.max_line_bytes)
+        f"files/{secrets.token_hex(16)}", key is not None, JsonlCheck(backend.settings.metadata.max_line_bytes), form
     )
     message = None
     try:

@@ -112,6 +112,8 @@ class FileForm:
     """The text fields of a file's form, in whatever order they come."""
 
     values: dict[str, str] = field(default_factory=dict)
+    only_purpose: str | None = None
+    """What the purpose is where the path leaves no choice."""
 
     def set(self, name: str, text: str) -> None:
         """Fields that nobody knows are let go: the SDK's `extra_body` makes such. Error: InvalidArgument."""
@@ -120,11 +122,17 @@ class FileForm:
             return
         if known in self.values:
             raise InvalidArgument(f"Duplicate parameter: '{name}'.", param=name, code="duplicate_parameter")
+        if known == "purpose" and self.only_purpose not in {None, text}:
+            raise InvalidArgument(
+                f"Invalid value: '{printable(text)}'. Supported values are: '{self.only_purpose}'.",
+                param="purpose",
+                code="invalid_value",
+            )
         self.values[known] = text
 
     @property
     def purpose(self) -> str | None:
-        return self.values.get("purpose")
+        return self.only_purpose or self.values.get("purpose")
 
     def required_purpose(self) -> str:
         """Error: InvalidArgument."""

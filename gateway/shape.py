@@ -60,6 +60,11 @@ def parse(body: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
 
     Error: InvalidArgument with `param` and `code`.
     """
+    return _members(open_body(body), fields, "")
+
+
+def open_body(body: bytes) -> dict[str, msgspec.Raw]:
+    """The members of a body, each with the bytes it came with. Error: InvalidArgument."""
     try:
         text = body.decode()
         # Checks all of it, escapes too: what is inside can be decoded later without another thought.
@@ -70,15 +75,14 @@ def parse(body: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
         raise InvalidArgument(UNPARSABLE) from error
     if len(members) > MAX_MEMBERS:
         raise InvalidArgument(f"Too many parameters: expected at most {MAX_MEMBERS}.", code="invalid_value")
-    _refuse_duplicates(text, members)
-    return _members(members, fields, "")
+    refuse_duplicates(text, members)
+    return members
 
 
 def _members(members: Mapping[str, msgspec.Raw], fields: Mapping[str, Field], prefix: str) -> dict[str, Any]:
     for name in members:
         if name not in fields:
-            path = printable(prefix + name)
-            raise InvalidArgument(f"Unknown parameter: '{path}'.", param=path, code="unknown_parameter")
+            raise unknown(prefix + name)
     for name, field in fields.items():
         if field.required and name not in members:
             raise missing(prefix + name)
@@ -141,6 +145,11 @@ def bounded(path: str, digits: str) -> int:
 def _strings(path: str, token: bytes) -> list[str]:
     if token[:1] != b"[":
         raise wrong_type(path, NAMES[Kind.STRINGS], token)
+    return [_string(f"{path}[{index}]", bytes(item)) for index, item in enumerate(open_array(path, token))]
+
+
+def open_array(path: str, token: bytes) -> list[msgspec.Raw]:
+    """Error: InvalidArgument, if it is too long."""
     items = msgspec.json.decode(token, type=list[msgspec.Raw])
     if len(items) > MAX_ITEMS:
         raise InvalidArgument(
@@ -149,7 +158,7 @@ def _strings(path: str, token: bytes) -> list[str]:
             param=path,
             code="array_above_max_length",
         )
-    return [_string(f"{path}[{index}]", bytes(item)) for index, item in enumerate(items)]
+    return items
 
 
 def _object(path: str, token: bytes) -> dict[str, msgspec.Raw]:
@@ -158,7 +167,7 @@ def _object(path: str, token: bytes) -> dict[str, msgspec.Raw]:
     return msgspec.json.decode(token, type=dict[str, msgspec.Raw])
 
 
-def _refuse_duplicates(text: str, members: Mapping[str, msgspec.Raw]) -> None:
+def refuse_duplicates(text: str, members: Mapping[str, msgspec.Raw], prefix: str = "") -> None:
     """A dict keeps the last of two equal keys: walk its members along the text, which then no longer fits."""
     at = _skip(text, 0) + 1
     for position, (name, raw) in enumerate(members.items()):
@@ -167,12 +176,12 @@ def _refuse_duplicates(text: str, members: Mapping[str, msgspec.Raw]) -> None:
         value = bytes(raw).decode()
         at = _skip(text, _skip(text, at) + 1)
         if key != name or not text.startswith(value, at):
-            raise _duplicate(key)
+            raise duplicate(prefix + key)
         at = _skip(text, at + len(value))
         if text[at] not in ",}":
-            raise _duplicate(key)
+            raise duplicate(prefix + key)
     if members and text[at] == ",":
-        raise _duplicate(scanstring(text, _skip(text, at + 1) + 1)[0])
+        raise duplicate(prefix + scanstring(text, _skip(text, at + 1) + 1)[0])
 
 
 def _skip(text: str, at: int) -> int:
@@ -181,9 +190,14 @@ def _skip(text: str, at: int) -> int:
     return match.end()
 
 
-def _duplicate(name: str) -> InvalidArgument:
-    path = printable(name)
+def duplicate(path: str) -> InvalidArgument:
+    path = printable(path)
     return InvalidArgument(f"Duplicate parameter: '{path}'.", param=path, code="duplicate_parameter")
+
+
+def unknown(path: str) -> InvalidArgument:
+    path = printable(path)
+    return InvalidArgument(f"Unknown parameter: '{path}'.", param=path, code="unknown_parameter")
 
 
 def missing(path: str) -> InvalidArgument:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import importlib
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
@@ -24,18 +25,19 @@ from services.kit.thread import in_own_loop
 
 Run = Callable[[Settings], AbstractAsyncContextManager[str]]
 
-# In start order; they stop in reverse. Each module has `run(settings)`, a context manager that yields the bound address.
+# In start order; they stop in reverse. The console is before metadata, which may read templates from it. Each module has `run(settings)`, a context manager that yields the bound address.
 # Modules are named, not imported, so that a process holds only the libraries of the roles it runs.
 ROLES = {
+    "console": "services.console.server",
     "metadata": "services.metadata.server",
     "planner": "services.planner.server",
-    "console": "services.console.server",
     "runner": "services.runner.server",
     "gateway": "gateway.app",
 }
 # Settings by which the roles that start later find an earlier one.
 ADDRESS_SETTINGS = {"metadata": "metadata_addr", "planner": "planner_addr", "console": "console_addr"}
 FREE_PORT = "127.0.0.1:0"
+ASKED_EARLY = frozenset({"console", "planner"})
 # Limits that protect a server and its users from each other, and what lifts them where there is one user.
 ONE_USERS = (("external", "allowed_hosts", "*"), ("local", "models_dir", "*"), ("templates", "inline_flags", "any"))
 # Beside other roles these run on an event loop in a thread of their own: a runner that is busy with hundreds of answers
@@ -99,7 +101,11 @@ def together(settings: Settings, roles: Collection[str]) -> Settings:
     for role in roles:
         section = getattr(settings, role)
         if role != "gateway" and "listen" not in section.model_fields_set:
-            update[role] = section.model_copy(update={"listen": FREE_PORT})
+            # Some are asked by roles that start before them, so their address is chosen now.
+            listen = reserved() if role in ASKED_EARLY else FREE_PORT
+            update[role] = section.model_copy(update={"listen": listen})
+            if role in ASKED_EARLY:
+                update[ADDRESS_SETTINGS[role]] = listen
     if {"gateway", "runner"} <= set(roles) and _is_one_users(settings):
         log.info("loopback only and no API keys, so this is one user's server: any endpoint, file and flag is allowed")
         for name, limit, lifted in ONE_USERS:
@@ -107,6 +113,13 @@ def together(settings: Settings, roles: Collection[str]) -> Settings:
             if limit not in section.model_fields_set:
                 update[name] = section.model_copy(update={limit: lifted})
     return settings.model_copy(update=update)
+
+
+def reserved() -> str:
+    """A loopback address with a port that is free now. Should another process take it, the start fails and says so."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _is_one_users(settings: Settings) -> bool:

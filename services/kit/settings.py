@@ -56,7 +56,7 @@ class Metadata(Section):
     lease_ttl_s: float = 10.0
     """A runner that is not heard of for this long has lost its batches."""
     max_lines: int = 50_000
-    """Most requests in a batch."""
+    """Most requests in a batch that has no profile."""
     max_line_bytes: int = 10 * MIB
     """Longest line of an input file."""
     janitor_interval_s: float = 60.0
@@ -119,12 +119,17 @@ class Templates(Section):
 
     source: str = ""
     """A YAML file or a folder of them, `configmap:NAMESPACE/NAME` (key `templates.yaml`; another: `configmap:NAMESPACE/NAME/KEY`),
-    or `console`. Empty: none, and a batch brings its template along."""
+    or `console`. Empty: none, and a batch brings its template along. What comes from the console is written by users, and bound
+    like a template that a batch brings along."""
     reload_s: float = Field(default=5.0, gt=0)
     """How often the source, also that of profiles, is looked at for changes."""
     inline_flags: Literal["listed", "any"] = "listed"
     """Engine flags in a template that a batch brings along, and in its overrides. `listed`: those of docs/engines.md, which
     neither read files nor load code. `any`: all (for one user on a laptop). Templates of the registry are not bound."""
+
+    inline_ready_timeout_s: int = Field(default=3600, ge=10)
+    """The largest `engine.ready_timeout_seconds` of a template that a batch brings along: an engine that never becomes ready
+    holds a slot of its runner for so long. Not where `inline_flags` is `any`."""
 
 
 class Profiles(Section):

@@ -109,8 +109,9 @@ class Execution:
         self._client = replace(lease.client, request_timeout_seconds=timeout_s)
         self._timeout_s = timeout_s
         self._block, self._resolved = self._parse()
-        if lease.max_output_bytes is not None and lease.committed_bytes > lease.max_output_bytes:
-            self._on_full()  # an earlier holder used it up
+        used_up = lease.max_output_bytes is not None and lease.committed_bytes > lease.max_output_bytes
+        if used_up and self._is_unfinished():
+            self._on_full()
         self._allocation = self._allocate(runtimes)
 
     async def run(self) -> None:
@@ -355,6 +356,9 @@ class Execution:
             default_endpoints=lease.default_endpoints,
             template=template.spec if template else None,
             template_source=template.source if template else None,
+            template_overridden=frozenset((template.overrides or {}).get("engine_args", {}))
+            if template
+            else frozenset(),
             model=self._block.model or lease.model,
         )
         attempts = self._settings.launch_attempts

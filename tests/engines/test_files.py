@@ -185,3 +185,16 @@ def test_stores_that_the_engine_cannot_read(engine: str, kind: str) -> None:
 def test_the_mock_engine_has_no_files() -> None:
     spec = spec_of("mock", "local", uri="/etc/passwd")
     assert files("").located(spec) == spec
+
+
+def test_what_a_batch_wrote_over_an_operators_template_is_bound(models: Path) -> None:
+    """A relative path would else be found from wherever the runner was started."""
+    spec = spec_of("llamacpp", "local", uri=str(models / "tiny.gguf"), speculative_model="../outside/tiny.gguf")
+    operators = files(models, bound=False)
+    assert value(operators.located(spec), "uri") == str(models / "tiny.gguf")
+    written_over = Files(
+        models_dir=str(models), folder=Path("/nonexistent"), bound=False, overridden=frozenset({"speculative_model"})
+    )
+    with pytest.raises(InvalidArgument) as refused:
+        written_over.located(spec)
+    assert refused.value.context["param"].endswith("engine_args.speculative_model")

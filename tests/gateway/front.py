@@ -20,6 +20,7 @@ from services.kit.settings import Gateway, Metadata, Settings
 from services.metadata import server
 
 BOUNDARY = "b0undary"
+NOWHERE = "127.0.0.1:1"
 LINE = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"m","messages":[]}}\n'
 
 
@@ -123,15 +124,15 @@ def settings_for(folder: Path, **gateway: Any) -> Settings:
 
 
 @asynccontextmanager
-async def fronting(settings: Settings) -> AsyncIterator[Front]:
-    async with server.run(settings) as metadata, gateway_of(settings, metadata) as front:
+async def fronting(settings: Settings, console: str = NOWHERE) -> AsyncIterator[Front]:
+    async with server.run(settings) as metadata, gateway_of(settings, metadata, console) as front:
         yield front
 
 
 @asynccontextmanager
-async def gateway_of(settings: Settings, metadata: str) -> AsyncIterator[Front]:
-    """Only the gateway, in front of what listens on `metadata`."""
-    wired = settings.model_copy(update={"metadata_addr": metadata})
+async def gateway_of(settings: Settings, metadata: str, console: str = NOWHERE) -> AsyncIterator[Front]:
+    """Only the gateway, in front of what listens on `metadata` and `console`."""
+    wired = settings.model_copy(update={"metadata_addr": metadata, "console_addr": console})
     async with app.run(wired) as address, aiohttp.ClientSession() as session:
         yield Front(address, wired, session)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contracts.blocks import ABSENT, RIGHT, TYPE, UNKNOWN, VALUE, WRONG, Wrong, changed
+from tests.contracts.blocks import ABSENT, OPTIONAL, RIGHT, TYPE, UNKNOWN, VALUE, WRONG, Wrong, changed
 from tests.gateway.front import Front
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -56,6 +56,32 @@ async def test_the_right_one_passes_and_comes_back_as_it_was(front: Front) -> No
     assert again.json["aibrix"] == RIGHT
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "[1e999]", '{"x": [1e999]}', "NaN", "1" * 6000])
+async def test_a_number_that_is_none_is_refused(front: Front, number: str) -> None:
+    text = json.dumps(order(RIGHT)).replace('"seed": 7', f'"seed": {number}')
+    answer = await front.post_json("/v1/batches", text.encode())
+    assert answer.status == 400, answer.body
+    assert answer.error["param"] in (None, "aibrix", "aibrix.model_template.spec.engine_args.seed")
+    assert len(answer.error["message"]) < 500
+
+
+async def test_an_operators_command_needs_no_template_and_null_is_none(front: Front) -> None:
+    block = changed(RIGHT, ["runtime", "options"], {"command": None})
+    block["model_template"]["spec"]["engine"] = {"type": "trtllm"}
+    block["model_template"]["spec"]["engine_args"] = {}
+    block["model_template"].pop("overrides")
+    answer = await front.post_json("/v1/batches", order(block))
+    assert (answer.status, answer.error["param"]) == (400, "aibrix.model_template.spec.engine.type")
+
+
+@pytest.mark.parametrize("path", OPTIONAL)
+async def test_null_is_as_if_it_was_not_there(front: Front, path: str) -> None:
+    block = changed(RIGHT, path.split("."), None)
+    answer = await front.post_json("/v1/batches", order(block))
+    assert answer.status == 200, answer.body
+    assert answer.json["aibrix"] == block
+
+
 @pytest.mark.parametrize("field", ["job_id", "model", "runtime", "resource_allocation", "profile", "client"])
 async def test_null_and_absence_are_the_same_and_both_come_back(front: Front, field: str) -> None:
     base = {"model": "m", "runtime": {"target": "External"}} if field != "runtime" else {"model": "m"}
@@ -89,4 +115,5 @@ async def test_any_value_anywhere_is_taken_or_refused_by_name(front: Front, path
         return
     assert answer.status == 400, answer.body
     assert answer.error["code"] in CODES | {"integer_above_max_value", "integer_below_min_value"}
-    assert answer.error["param"].startswith("aibrix")
+    # The field, what is in it, or what it stands in: never another part of the block.
+    assert answer.error["param"].split(".")[:2] == ["aibrix", path.split(".", maxsplit=1)[0]]

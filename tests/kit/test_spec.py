@@ -14,6 +14,8 @@ from services.kit.errors import InvalidArgument
 from services.kit.settings import Settings
 from services.kit.spec.block import parse_block
 from services.kit.spec.client import ClientPolicy, effective
+from services.kit.spec.resolved import Resolved, parse_resolved
+from services.kit.spec.template import Template
 from services.kit.spec.window import parse_window
 
 SEED = {
@@ -133,3 +135,20 @@ def _fits(value: object) -> bool:
     except (TypeError, orjson.JSONEncodeError):
         return False
     return True
+
+
+def test_overrides_know_every_spelling_of_a_flag() -> None:
+    args = {"api-key": "x", "max_num_seqs": 4, "seed": 1}
+    template = Template.model_validate({"name": "t", "spec": SEED["model_template"]["spec"] | {"engine_args": args}})
+    changed = template.with_engine_args({"api_key": None, "SEED": 2, "max_num_seqs": None})
+    assert changed.spec.engine_args.model_dump(exclude_unset=True) == {"SEED": 2}
+    assert template.spec.engine_args.max_num_seqs == 4
+
+
+def test_a_batch_of_an_earlier_version_is_read_by_its_inline_template_alone() -> None:
+    named = parse_block(b'{"model_template": {"name": "known-elsewhere"}, "profile": {"name": "p"}}')
+    assert parse_resolved(None, named) == Resolved()
+    inline = parse_block(orjson.dumps({"model_template": SEED["model_template"]}))
+    found = parse_resolved(None, inline).template
+    assert found is not None
+    assert (found.source, found.version) == ("inline", "v1")

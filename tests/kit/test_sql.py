@@ -100,3 +100,31 @@ async def test_a_cancel_waits_for_the_transaction(database: Database) -> None:
         task.cancel()
     assert task.cancelled()
     assert await count(database) == 1
+
+
+async def test_writers_of_one_process_do_not_fight_over_the_file(database: Database) -> None:
+    """On SQLite they would: each would look again every few milliseconds, and in the end be told that it is locked."""
+    inside = largest = 0
+
+    async def work(tx: AsyncConnection) -> None:
+        nonlocal inside, largest
+        inside += 1
+        largest = max(largest, inside)
+        await tx.execute(numbers.insert().values())
+        inside -= 1
+
+    calls: list[str] = []
+    once = database._once
+
+    async def counted(*args: object, **kwargs: object) -> object:
+        calls.append("began")
+        assert database.engine.dialect.name != "sqlite" or calls.count("began") == calls.count("ended") + 1
+        try:
+            return await once(*args, **kwargs)  # type: ignore[arg-type]
+        finally:
+            calls.append("ended")
+
+    database._once = counted  # type: ignore[method-assign,assignment]
+    await asyncio.gather(*(database.write(work) for _ in range(20)))
+    assert await count(database) == 20
+    assert calls.count("began") >= 20

@@ -1,4 +1,4 @@
-"""The registry over gRPC: a real server on loopback with a servicer of this test, and the console as it is now."""
+"""The registry over gRPC: a real server on loopback with a servicer of this test."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
-import grpc
 import pytest
 import structlog
 
 from brix.console.v1 import templates_pb2, templates_pb2_grpc
-from services.console import server as console_server
 from services.kit.server import serving
 from services.kit.settings import Settings
+from services.kit.spec.block import parse_block
+from services.kit.spec.profile import Quota
+from services.kit.spec.resolved import resolve
 from services.metadata.registry import console
 from services.metadata.registry.registry import Registry, opened
 from tests.conftest import free_port
@@ -214,10 +215,9 @@ async def test_an_outage_changes_nothing_and_is_told_once(
         assert {log["event"] for log in logs if log["log_level"] in ("warning", "error")} == {"registry problem"}
 
 
-async def test_the_console_as_it_is_now_is_an_outage(make_settings: Callable[..., Settings], logs: list[Any]) -> None:
-    async with console_server.run(make_settings()) as address:
-        settings = make_settings(templates={"source": "console"}, console_addr=address)
-        async with opened(settings) as registry:
-            await registry.reload()
-            assert labels(registry) == []
-            assert told(logs) == [f"console at {address}: the console answers {grpc.StatusCode.UNIMPLEMENTED.name}"]
+async def test_they_are_bound_like_a_template_that_a_batch_brings_along(registry: Registry) -> None:
+    """Whoever has a key may write them, so flags and paths are limited as in a batch."""
+    block = parse_block('{"model_template": {"name": "a"}}')
+    found = resolve(block, registry.catalog, Quota()).template
+    assert found is not None
+    assert found.source == "inline"

@@ -85,3 +85,18 @@ async def test_without_a_profile_the_runners_own_time_holds(p: Platform, engine:
         assert execution.client.request_timeout_seconds == 77
         await p.cancel(id)
         await p.ended(id)
+
+
+async def test_what_is_complete_is_completed_by_whoever_takes_over(p: Platform, engine: MockEngine) -> None:
+    """The last line went beyond the quota, and its runner died before it could end the batch."""
+    id = await p.submit(some_lines(1), **order(engine.url, quota={"max_output_size_gb": 10 / GIB}))
+    lease = await p.lease(id)
+    key = f"segments/{id}/{lease.token}-1.out.jsonl"
+    line = b'{"custom_id": "line-0"}\n'
+    await p.store.put(key, line)
+    await p.leases.CommitSegment(a_segment(lease, key, len(line)))
+    p.clock.ahead_s = 3600
+    async with p.runner():
+        batch = await p.ended(id)
+    assert (batch.state, counts(batch)) == (State.COMPLETED, (1, 1, 0))
+    assert not engine.requests.recorded

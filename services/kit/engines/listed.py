@@ -106,9 +106,8 @@ HOST = Word(255, ".:")
 
 def check_words(listed: Listed, words: Sequence[str], path: Path, *, equals: bool) -> None:
     """`equals`: the engine knows `--flag=value`. Error: InvalidArgument that names the first flag that is not listed."""
-    rest = list(enumerate(words))
-    while rest:
-        index, word = rest.pop(0)
+    rest = iter(enumerate(words))
+    for index, word in rest:
         name, sign, value = word.partition("=") if equals else (word, "", "")
         kind = listed.get(name)
         if kind is None:
@@ -117,10 +116,16 @@ def check_words(listed: Listed, words: Sequence[str], path: Path, *, equals: boo
             right = not sign
         else:
             if not sign:
-                value = rest.pop(0)[1] if rest else ""
+                _, value = next(rest, (0, ""))
             right = kind.accepts(value)
         if not right:
             raise invalid(path, f"'{name}' must be {kind.shown}")
+
+
+def check_name(listed: Listed, name: str, path: Path) -> None:
+    """Error: InvalidArgument, for a flag that is not listed under this name, whatever stands behind it."""
+    if name not in listed and name.lower() not in listed:
+        raise unlisted(name, 0, path)
 
 
 def unlisted(name: str, index: int, path: Path) -> InvalidArgument:

@@ -7,7 +7,7 @@ from typing import Any
 
 from services.kit.engines.base import Adapter
 from services.kit.engines.flags import SPEC, Path, Words, invalid, other, render
-from services.kit.engines.listed import REPOSITORY, check_words
+from services.kit.engines.listed import REPOSITORY, check_name, check_words
 from services.kit.engines.llamacpp import LLAMACPP
 from services.kit.engines.mock import MOCK
 from services.kit.engines.sglang import SGLANG
@@ -77,9 +77,9 @@ def flags(spec: TemplateSpec) -> Words:
     )
 
 
-def check_renderable(spec: TemplateSpec) -> None:
+def check_renderable(spec: TemplateSpec, *, served_model: str | None = None) -> None:
     """Error: what arguments() would raise."""
-    arguments(spec)
+    arguments(spec, served_model=served_model)
 
 
 def check_listed_args(engine_type: str, engine_args: Mapping[str, Any], path: Path) -> None:
@@ -93,7 +93,11 @@ def check_listed_args(engine_type: str, engine_args: Mapping[str, Any], path: Pa
     for key, value in engine_args.items():
         place = (*path, key)
         if key not in EngineArgs.model_fields:
-            check_words(adapter.listed, other(key, value, place, equals=adapter.equals), place, equals=adapter.equals)
+            words = other(key, value, place, equals=adapter.equals) if value is not None else ()
+            check_words(adapter.listed, words, place, equals=adapter.equals)
+            if not words:
+                # Nothing would be given, but what an operator gave would be taken away.
+                check_name(adapter.listed, "--" + key.replace("_", "-"), place)
         elif value is not None:
             _check_speculative(key, value, place)
 

@@ -27,14 +27,16 @@ class Templates:
     """By name, each name's versions from the latest to the earliest."""
 
     by_name: Mapping[str, tuple[Template, ...]] = field(default_factory=dict)
+    by_operator: bool = True
+    """False: ordinary users wrote them, in the console, and they are bound like a template that a batch brings along."""
 
     @classmethod
-    def of(cls, templates: Collection[Template]) -> Self:
+    def of(cls, templates: Collection[Template], *, by_operator: bool = True) -> Self:
         """Of templates that differ in (name, version)."""
         by_name: dict[str, list[Template]] = {}
         for one in sorted(templates, key=lambda template: version_key(template.version), reverse=True):
             by_name.setdefault(one.name, []).append(one)
-        return cls({name: tuple(by_name[name]) for name in sorted(by_name)})
+        return cls({name: tuple(by_name[name]) for name in sorted(by_name)}, by_operator)
 
     def active(self) -> list[Template]:
         """The latest active version of each name that has one."""

@@ -63,7 +63,7 @@ class Scheduling(Strict):
 
 
 class Quota(Strict):
-    """How large a batch may be. A server's own limits hold as well."""
+    """How large a batch may be. It stands in place of the server's own limits; one that a batch brings along is never larger."""
 
     max_requests_per_batch: int = Field(default=50_000, ge=1, le=10**12)
     """Lines of the input file."""

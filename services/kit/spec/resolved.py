@@ -24,7 +24,7 @@ class ResolvedTemplate(Template):
     """With the batch's overrides in it."""
 
     source: Literal["inline", "registry"]
-    """`inline`: whoever made the batch wrote it. `registry`: an operator did."""
+    """`inline`: an ordinary user wrote it, in the batch or in the console. `registry`: an operator did."""
     overrides: dict[str, Any] | None = None
     """What the batch changed, as it was given."""
 
@@ -65,7 +65,9 @@ def check_endpoint_supported(resolved: Resolved, endpoint: str) -> None:
 def parse_resolved(text: str | None, block: Block) -> Resolved:
     """As it was kept; without a text, what the block says by itself. Error: InvalidArgument."""
     if text is None:
-        return resolve(block.model_copy(update={"profile": None}), Catalog(), Quota())
+        # Nothing to keep, or made by a version that knew inline templates only and looked up no names.
+        reference = block.model_template if block.model_template and block.model_template.spec else None
+        return resolve(Block(model_template=reference), Catalog(), Quota())
     try:
         return Resolved.model_validate_json(text)
     except ValidationError as error:
@@ -83,6 +85,7 @@ def _template(reference: TemplateReference, catalog: Catalog) -> ResolvedTemplat
         raise InvalidArgument(NO_TEMPLATES, param="aibrix.model_template.spec", code="missing_required_parameter")
     else:
         found = catalog.templates.resolve(reference.name, reference.version)
+        source = "registry" if catalog.templates.by_operator else "inline"
     overrides = reference.overrides.model_dump(exclude_unset=True) if reference.overrides else None
     if reference.overrides and reference.overrides.engine_args:
         args = reference.overrides.engine_args

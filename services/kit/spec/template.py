@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +25,10 @@ DEFAULT_VERSION = "v1.0.0"
 MOST_DEVICES = 65_536
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 FLAG_KEY = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[-_][A-Za-z0-9]+)*", re.ASCII)
+MOST_FLAGS = 128
+MOST_VALUES = 256
+# All words of a list of arguments together: an engine's command line is one argument of the process that guards it.
+MOST_CHARACTERS = 8192
 Degree = Field(default=1, ge=1, le=MOST_DEVICES)
 
 
@@ -68,6 +73,13 @@ class Engine(Strict):
     """Path of the engine's metrics."""
     ready_timeout_seconds: int = Field(default=600, ge=10, le=604_800)
     """How long it may take until the health endpoint answers 200."""
+
+    @field_validator("serve_args")
+    @classmethod
+    def _not_too_long(cls, words: list[str]) -> list[str]:
+        if sum(map(len, words)) > MOST_CHARACTERS:
+            raise ValueError(f"all words together may be {MOST_CHARACTERS} characters long")
+        return words
 
 
 class ModelSource(Strict):
@@ -155,8 +167,10 @@ class EngineArgs(Strict):
             return given
         seen: set[str] = set()
         wrong: list[InitErrorDetails] = []
+        if len(given) > MOST_FLAGS:
+            raise ValueError(f"at most {MOST_FLAGS} flags may be given")
         for key, value in given.items():
-            plain = str(key).replace("-", "_").lower()
+            plain = flag_name(str(key))
             why = None if key in cls.model_fields else _why_no_value(value)
             if not isinstance(key, str) or len(key) > 128 or not FLAG_KEY.fullmatch(key):
                 why = "a key must be the name of a flag without its dashes"
@@ -177,11 +191,25 @@ class EngineArgs(Strict):
 
 def _why_no_value(value: Any) -> str | None:
     items = value if isinstance(value, list) else [value]
+    if len(items) > MOST_VALUES:
+        return f"a flag has at most {MOST_VALUES} values"
     if not all(isinstance(item, (str, int, float, dict)) for item in items) and value is not None:
         return "the value of a flag is a text, a number, a boolean, an object, or a list of these"
-    if any(isinstance(item, str) and (CONTROL.search(item) or not item or len(item) > 65_536) for item in items):
-        return "the value of a flag may not be empty, hold control characters or be very long"
+    if any(isinstance(item, str) and (CONTROL.search(item) or not item) for item in items):
+        return "the value of a flag may not be empty or hold control characters"
+    try:
+        if len(json.dumps(value, allow_nan=False)) > MOST_CHARACTERS:
+            return f"the value of a flag may be {MOST_CHARACTERS} characters long"
+    except ValueError:
+        return "a number is too large"
+    except RecursionError:
+        return "it is nested too deeply"
     return None
+
+
+def flag_name(key: str) -> str:
+    """One spelling for all of `max-len`, `max_len` and `MAX_LEN`."""
+    return key.replace("-", "_").lower()
 
 
 class Quantization(Strict):
@@ -203,7 +231,7 @@ class TemplateSpec(Strict):
     engine: Engine
     model_source: ModelSource
     accelerator: Accelerator
-    supported_endpoints: list[EndpointPath] = Field(min_length=1)
+    supported_endpoints: list[EndpointPath] = Field(min_length=1, max_length=16)
     """The OpenAI paths that the model serves, each once. A batch for another one is refused."""
     parallelism: Parallelism = Field(default_factory=Parallelism, validate_default=True)
     engine_args: EngineArgs = Field(default_factory=EngineArgs)
@@ -266,6 +294,8 @@ class Template(Strict):
     def with_engine_args(self, overrides: dict[str, Any]) -> Self:
         """The template with these engine_args over its own; null takes one away. Error: ValidationError."""
         given = self.spec.model_dump(exclude_unset=True)
-        merged = {**given.get("engine_args", {}), **overrides}
+        own: dict[str, Any] = given.get("engine_args", {})
+        changed = {flag_name(key) for key in overrides}
+        merged = {key: value for key, value in own.items() if flag_name(key) not in changed} | overrides
         args = EngineArgs.model_validate({key: value for key, value in merged.items() if value is not None})
         return self.model_copy(update={"spec": self.spec.model_copy(update={"engine_args": args})})

@@ -131,6 +131,8 @@ class Registry:
         """Error: ValueError, if a source setting is malformed."""
         self.templates: Collection[Template] | None = None
         self.profiles: Collection[Profile] | None = None
+        # Whoever has a key may make templates in the console.
+        self.by_operator = settings.templates.source != CONSOLE
         if source := settings.templates.source:
             console = settings.console_addr
             self.templates = Collection("templates", source_of(source, "templates.yaml", console), read_templates)
@@ -175,7 +177,9 @@ class Registry:
         return [collection for collection in (self.templates, self.profiles) if collection is not None]
 
     def _renew(self) -> None:
-        templates = Templates.of(self.templates.shelf.items.values()) if self.templates else None
+        templates = None
+        if self.templates:
+            templates = Templates.of(self.templates.shelf.items.values(), by_operator=self.by_operator)
         models = sorted({model for one in templates.active() for model in served_models(one.spec)}) if templates else []
         for model in models:
             self._seen.setdefault(model, now())

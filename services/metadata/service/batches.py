@@ -175,7 +175,7 @@ class BatchService:
         resolved = resolve(block, self.catalog(), self.largest)
         check_endpoint_supported(resolved, endpoint)
         if resolved.template is not None:
-            requests.check_engine(block, resolved.template, any_flag=self.settings.templates.inline_flags == "any")
+            requests.check_engine(block, resolved.template, self.settings.templates)
             if resolved.template.status == "deprecated":
                 log.warning("a batch uses a deprecated template", template=resolved.template.label)
         return resolved

@@ -8,6 +8,7 @@ from typing import Any
 
 from services.kit.engines import table as engines
 from services.kit.errors import InvalidArgument
+from services.kit.settings import Templates
 from services.kit.spec.block import EXTERNAL, Block, dotted, parse_block
 from services.kit.spec.catalog import unknown
 from services.kit.spec.external import parse_external
@@ -19,6 +20,7 @@ from services.metadata.validation import ENDPOINTS
 
 LOCAL = "Local"
 SPEC = ("aibrix", "model_template", "spec")
+OVERRIDES = ("aibrix", "model_template", "overrides")
 BUILT_IN_TARGETS = (EXTERNAL, "Kubernetes", "KubernetesJob", "LambdaCloud", LOCAL, "RunPod")
 MOST_PAIRS = 16
 LONGEST_KEY = 64
@@ -98,24 +100,46 @@ def require_template(block: Block) -> None:
         raise InvalidArgument(message, param=param, code="missing_required_parameter")
 
 
-def check_engine(block: Block, template: ResolvedTemplate, *, any_flag: bool) -> None:
+def check_engine(block: Block, template: ResolvedTemplate, limits: Templates) -> None:
     """Whether the engine can be started as the batch wants it. Error: InvalidArgument with the field's path.
 
-    `any_flag`: users may set every flag. Otherwise what they wrote themselves, a template or overrides, may hold only flags
-    that neither read files nor load code; an operator's template is not bound.
+    Unless `limits` say otherwise, what users wrote themselves, a template or overrides, may hold only flags that neither read
+    files nor load code, and may not wait for ever; an operator's template is not bound.
     """
     if block.target() == EXTERNAL:
         return  # nothing is started
     spec, type = template.spec, template.spec.engine.type
-    if not any_flag:
+    starts_here = block.target() == LOCAL and parse_local(block.options()).command is None
+    if starts_here:
+        engines.adapter_of(spec)
+    if limits.inline_flags == "listed":
+        check_known_engine(template)
         changed = (template.overrides or {}).get("engine_args", {})
-        engines.check_listed_args(type, changed, ("aibrix", "model_template", "overrides", "engine_args"))
+        engines.check_listed_args(type, changed, (*OVERRIDES, "engine_args"))
         if template.source == "inline":
+            param = ".".join((*SPEC, "engine", "ready_timeout_seconds"))
+            checks.between(param, spec.engine.ready_timeout_seconds, 10, limits.inline_ready_timeout_s)
             engines.check_listed_args(type, given_args(spec), (*SPEC, "engine_args"))
             engines.check_listed_model(type, spec.model_source, (*SPEC, "model_source"))
             engines.check_listed_flags(type, spec.engine.serve_args, (*SPEC, "engine", "serve_args"))
-    if block.target() == LOCAL and "command" not in block.options():
-        engines.check_renderable(spec)
+    if starts_here:
+        engines.check_renderable(spec, served_model=block.model)
+
+
+def check_known_engine(template: ResolvedTemplate) -> None:
+    """Nobody here can tell which flags of an engine without an adapter are harmless."""
+    engine, changed = template.spec.engine, (template.overrides or {}).get("engine_args")
+    inline = template.source == "inline"
+    given = {
+        (*SPEC, "engine", "serve_args"): inline and engine.serve_args,
+        (*SPEC, "engine_args"): inline and template.spec.engine_args.model_fields_set,
+        (*OVERRIDES, "engine_args"): changed,
+    }
+    for path, flags in given.items():
+        if flags and engine.type not in engines.ADAPTERS:
+            param = ".".join(path)
+            message = f"Invalid value for '{param}': only a template of the operator's registry may set flags of {engine.type}."
+            raise InvalidArgument(message, param=param, code="invalid_value")
 
 
 def given_args(spec: TemplateSpec) -> dict[str, Any]:

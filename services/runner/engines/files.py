@@ -36,6 +36,8 @@ class Files:
     """The engine's working directory, where it would look for a name that is also a path."""
     bound: bool
     """A user wrote the template, so that it may name files of `models_dir` only. Not so an operator."""
+    overridden: frozenset[str] = frozenset()
+    """Fields of engine_args that the batch wrote over an operator's: bound as well."""
 
     def located(self, spec: TemplateSpec) -> TemplateSpec:
         """The template with the whole path wherever it names a file. Error: InvalidArgument with the field's path.
@@ -63,15 +65,15 @@ class Files:
             )
         if not source.uri.startswith(source.type + "://"):
             raise invalid((*path, "uri"), f"it must begin with {source.type}://")
-        if self._is_bound():
+        if self._is_bound("uri"):
             raise invalid(
                 (*path, "type"),
                 "the engine would read it with the runner's own credentials, so only a template of the operator's "
                 "registry may name an object store",
             )
 
-    def _is_bound(self) -> bool:
-        return self.bound and self.models_dir != ANYWHERE
+    def _is_bound(self, name: str) -> bool:
+        return (self.bound or name in self.overridden) and self.models_dir != ANYWHERE
 
     def _is_path(self, spec: TemplateSpec, name: str, value: str) -> bool:
         if name == "uri" and spec.model_source.type == "local":
@@ -81,7 +83,7 @@ class Files:
         if spec.engine.type == "llamacpp":
             return name != "uri" or not REPOSITORY.fullmatch(value)
         if not HUB.fullmatch(value):
-            return self._is_bound() or "://" not in value
+            return self._is_bound(name) or "://" not in value
         return os.path.exists(self.folder / value) or (name != "uri" and os.path.exists(self._base() / value))
 
     def _base(self) -> Path:
@@ -90,7 +92,7 @@ class Files:
 
     def _path(self, value: str, path: tuple[str, ...]) -> Path:
         found = self._base() / value
-        if not self._is_bound():
+        if not self._is_bound(path[-1]):
             return found
         if not self.models_dir:
             raise invalid(path, f"a batch's own template may not name a file: the operator has not set {SETTING}")

@@ -45,7 +45,9 @@ class Spec:
     template: TemplateSpec | None = None
     """What to start, with the batch's overrides in it."""
     template_source: Literal["inline", "registry"] | None = None
-    """`inline`: whoever made the batch wrote the template. `registry`: an operator did."""
+    """`inline`: an ordinary user wrote the template. `registry`: an operator did."""
+    template_overridden: frozenset[str] = frozenset()
+    """Keys of engine_args that the batch wrote over those of the template."""
     model: str | None = None
     """What the engine should be called by: `aibrix.model`, else the model that the lines name."""
 

@@ -167,7 +167,9 @@ class Local:
             if spec.template is not None:
                 # Whatever is not said to be the operator's is not trusted to name files.
                 bound = spec.template_source != "registry"
-                files = Files(models_dir=self._models_dir, folder=self._folder, bound=bound)
+                files = Files(
+                    models_dir=self._models_dir, folder=self._folder, bound=bound, overridden=spec.template_overridden
+                )
                 return command(files.located(spec.template), place, served_model=spec.model)
         except InvalidArgument as error:
             raise RuntimeFailed(error.message, retryable=False) from error

@@ -103,7 +103,7 @@ def test_the_message_says_who_may_set_it() -> None:
     ("engine", "args"),
     [
         ("vllm", {"max_num_seqs": 8, "max_model_len": 4096, "gpu_memory_utilization": 0.9}),
-        ("vllm", {"enforce_eager": True, "enable-expert-parallel": False, "seed": 0, "trust_remote_code": None}),
+        ("vllm", {"enforce_eager": True, "enable-expert-parallel": False, "seed": 0}),
         ("vllm", {"speculative_method": "eagle3", "speculative_model": "org/eagle", "num_speculative_tokens": 3}),
         ("sglang", {"speculative_method": "EAGLE3"}),
         ("mock", {"latency_ms": 20, "max_num_seqs": 8}),
@@ -255,3 +255,12 @@ def test_an_unknown_key_never_passes(key: str, value: str | bool) -> None:
         return
     with pytest.raises(InvalidArgument):
         check_listed_args("vllm", {key: value}, ENGINE_ARGS)
+
+
+@pytest.mark.parametrize("nothing", [None, False, []])
+def test_what_an_operator_gave_is_not_taken_away(nothing: Any) -> None:
+    """An override without words removes a flag, so it needs the same leave as one that sets it."""
+    check_listed_args("vllm", {"enforce_eager": None}, ENGINE_ARGS)
+    with pytest.raises(InvalidArgument) as refused:
+        check_listed_args("vllm", {"allowed_media_domains": nothing}, ENGINE_ARGS)
+    assert refused.value.context["param"].endswith("engine_args.allowed_media_domains")

@@ -26,8 +26,7 @@ if _version_not_supported:
 
 
 class TemplateServiceStub:
-    """The deployment templates that people made in the console, for metadata, which asks every few seconds. Answers UNIMPLEMENTED
-    for now.
+    """The deployment templates that people made in the console, for metadata, which asks every few seconds.
     """
 
     def __init__(self, channel):
@@ -44,8 +43,7 @@ class TemplateServiceStub:
 
 
 class TemplateServiceServicer:
-    """The deployment templates that people made in the console, for metadata, which asks every few seconds. Answers UNIMPLEMENTED
-    for now.
+    """The deployment templates that people made in the console, for metadata, which asks every few seconds.
     """
 
     def ListTemplates(self, request, context):
@@ -72,8 +70,7 @@ def add_TemplateServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TemplateService:
-    """The deployment templates that people made in the console, for metadata, which asks every few seconds. Answers UNIMPLEMENTED
-    for now.
+    """The deployment templates that people made in the console, for metadata, which asks every few seconds.
     """
 
     @staticmethod

@@ -27,9 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TemplateServiceStub:
-    """The deployment templates that people made in the console, for metadata, which asks every few seconds. Answers UNIMPLEMENTED
-    for now.
-    """
+    """The deployment templates that people made in the console, for metadata, which asks every few seconds."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,18 +38,14 @@ class TemplateServiceStub:
 
 @_typing.type_check_only
 class TemplateServiceAsyncStub(TemplateServiceStub):
-    """The deployment templates that people made in the console, for metadata, which asks every few seconds. Answers UNIMPLEMENTED
-    for now.
-    """
+    """The deployment templates that people made in the console, for metadata, which asks every few seconds."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListTemplates: _aio.UnaryUnaryMultiCallable[_templates_pb2.ListTemplatesRequest, _templates_pb2.ListTemplatesResponse]  # type: ignore[assignment]
     """All templates, in any status, ordered by name and version. Error: INVALID_ARGUMENT (page_token)."""
 
 class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The deployment templates that people made in the console, for metadata, which asks every few seconds. Answers UNIMPLEMENTED
-    for now.
-    """
+    """The deployment templates that people made in the console, for metadata, which asks every few seconds."""
 
     @_abc_1.abstractmethod
     def ListTemplates(
