@@ -30,9 +30,9 @@ app.add_typer(template, name="template")
 class Role(StrEnum):
     """The names in services.__main__.ROLES; repeated here because importing that takes longer than --help may."""
 
+    CONSOLE = "console"
     METADATA = "metadata"
     PLANNER = "planner"
-    CONSOLE = "console"
     RUNNER = "runner"
     GATEWAY = "gateway"
 

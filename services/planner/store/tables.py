@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from services.kit.sql import UtcTime
@@ -33,7 +35,7 @@ def _money(name: str) -> sa.Column[float]:
     return sa.Column(name, sa.Double, nullable=False, server_default="0")
 
 
-def _lease() -> list[sa.Column[object]]:
+def _lease() -> list[sa.Column[Any]]:
     """Who acts on the row now; a token grows by one with every holder. `due_time`: nobody needs to act before it."""
     return [
         _count("lease_token"),
@@ -148,4 +150,13 @@ provisions = sa.Table(
     *_lease(),
     sa.Index("ix_provisions_list", "create_time", "id"),
     sa.Index("ix_provisions_due", "status", "due_time"),
+)
+
+# Who owns the machines: the first characters of every provision's id, so that deployments which share an account at a
+# provider leave each other's alone. One row, made at the first start.
+installation = sa.Table(
+    "planner_installation",
+    schema,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.String(16), nullable=False),
 )

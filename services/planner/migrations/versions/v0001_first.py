@@ -69,7 +69,7 @@ def upgrade() -> None:
         sa.Column("error_message", sa.Text(), nullable=True),
         sa.Column("retry_of", sa.String(length=255), nullable=True),
         sa.Column("attempt", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("validated", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("validated", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("create_time", sa.BigInteger(), nullable=False),
         sa.Column("expires_time", sa.BigInteger(), nullable=False),
         sa.Column("queued_time", sa.BigInteger(), nullable=True),
@@ -104,6 +104,12 @@ def upgrade() -> None:
     op.create_index("ix_jobs_provision", "jobs", ["provision_id"], unique=False)
     op.create_index("ix_jobs_queue", "jobs", ["status", "priority", "expires_time"], unique=False)
     op.create_table(
+        "planner_installation",
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.String(length=16), nullable=False),
+        sa.PrimaryKeyConstraint("number"),
+    )
+    op.create_table(
         "provisions",
         sa.Column("id", sa.String(length=255), nullable=False),
         sa.Column("idempotency_key", sa.String(length=255), nullable=False),
@@ -121,10 +127,10 @@ def upgrade() -> None:
         sa.Column("billed_from_time", sa.BigInteger(), nullable=True),
         sa.Column("error_code", sa.String(length=64), nullable=True),
         sa.Column("error_message", sa.Text(), nullable=True),
-        sa.Column("retryable", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("retryable", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("machines", sa.JSON(), nullable=False),
         sa.Column("tried", sa.JSON(), nullable=False),
-        sa.Column("release_requested", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("release_requested", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("create_time", sa.BigInteger(), nullable=False),
         sa.Column("pending_time", sa.BigInteger(), nullable=True),
         sa.Column("provisioning_time", sa.BigInteger(), nullable=True),
