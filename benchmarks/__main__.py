@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from benchmarks import creation, dispatch, latency, saturation, support, transfer, validation
+from benchmarks import creation, dispatch, latency, planning, saturation, support, transfer, validation
 
 MEASURES: dict[str, Callable[[Path], Awaitable[list[support.Row]]]] = {
     "dispatch": dispatch.measure,
@@ -19,6 +19,7 @@ MEASURES: dict[str, Callable[[Path], Awaitable[list[support.Row]]]] = {
     "validation": validation.measure,
     "latency": latency.measure,
     "creation": creation.measure,
+    "planning": planning.measure,
 }
 
 

@@ -81,7 +81,7 @@ async def test_a_slow_reader_is_waited_for_and_a_dead_one_let_go(tmp_path: Path)
             assert received == data
         host, _, port = front.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1000)
-        writer.write(f"GET /v1/files/{id}/content HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write(f"GET /v1/files/{id}/content HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
         await asyncio.sleep(1.5)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):

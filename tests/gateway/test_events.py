@@ -187,7 +187,7 @@ async def test_a_client_that_does_not_read_is_cut_off(watched: Watched, tmp_path
     async with gateway_of(settings, "127.0.0.1:1", watched.script.address) as front:
         host, _, port = front.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-        writer.write(f"GET {PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write(f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         await reader.readline()
         await eventually(lambda: watched.script.watching == 1)
         await eventually(lambda: watched.script.watching == 0)

@@ -231,7 +231,7 @@ async def test_an_idempotency_key_makes_one_file(front: Front) -> None:
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\tb", "\u00ff\u0080"])
 async def test_keys_that_are_none(front: Front, key: str) -> None:
     data = (
-        f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        f"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         f"Content-Length: 0\r\nIdempotency-Key: {key}\r\n\r\n"
     )
     answer = await front.raw(data.encode())
@@ -288,7 +288,7 @@ async def test_a_file_that_is_too_large(tmp_path: Path) -> None:
         assert (await front.post_form("/v1/files", form(USER, file(line * 1500)))).status == 200
         assert len(await front.stored()) == 1
         declared = await front.raw(
-            b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
             b"Content-Length: 9000000000\r\nExpect: 100-continue\r\n\r\n"
         )
         assert declared.status == 413
@@ -301,7 +301,7 @@ async def test_a_file_that_is_too_large(tmp_path: Path) -> None:
 async def test_a_client_that_stalls_or_leaves(tmp_path: Path) -> None:
     async with fronting(settings_for(tmp_path, idle_timeout_s=0.3)) as front:
         head = (
-            b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b0undary\r\n"
+            b"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b0undary\r\n"
             b"Content-Length: 90000000\r\n\r\n"
         )
         begun = form(BATCH, file(LINE * 30_000), end=b"")[:-2]
@@ -325,7 +325,7 @@ async def test_an_interim_answer_is_given_when_the_body_is_wanted(front: Front) 
     reader, writer = await asyncio.open_connection(host, int(port))
     body = form(BATCH, file(LINE))
     writer.write(
-        b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b0undary\r\n"
+        b"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b0undary\r\n"
         b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(body)
     )
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -92,9 +92,7 @@ async def test_bodies_that_are_compressed_or_too_long(front: Front) -> None:
     long = await front.post_json("/v1/batches", b" " * 5_000_000)
     assert (long.status, long.headers["x-should-retry"], long.headers["connection"]) == (413, "false", "close")
     assert long.error
-    head = (
-        b"POST /v1/batches HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
+    head = b"POST /v1/batches HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunked = await front.raw(head + (b"100000\r\n" + b" " * 0x100000 + b"\r\n") * 5)
     assert chunked.status == 413
 
@@ -103,12 +101,12 @@ async def test_bodies_that_are_compressed_or_too_long(front: Front) -> None:
     "data",
     [
         b"nonsense\r\n\r\n",
-        b"FOO /v1/files HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ab_secret\0\r\n\r\n",
+        b"FOO /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer ab_secret\0\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /v1/batches HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
-        b"POST /v1/batches HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /v1/files HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"POST /v1/batches HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: x\r\n\r\n",
+        b"POST /v1/batches HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
     ],
 )
 async def test_what_is_no_http(front: Front, data: bytes, caplog: pytest.LogCaptureFixture) -> None:

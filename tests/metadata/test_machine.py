@@ -104,7 +104,8 @@ class Machine(RuleBasedStateMachine):
                     create_time=tx.now,
                     expire_time=tx.now + timedelta(seconds=WINDOW_S),
                 )
-                await batches.insert(tx, batch, "External")
+                row = batches.row_of(batch, target="External", priority=0, resolved_json=None)
+                await batches.insert_all(tx, [row])
                 await batches.start(tx, model.id, 0, total_count=TOTAL, index_key="i", input_key="k", input_bytes=1)
 
         await self.transactions.write(work)
