@@ -185,13 +185,17 @@ def test_quantities(text: str, units: int) -> None:
     assert quantity(text) == units
 
 
-async def test_how_a_lease_is(kmock: Mock, outside: Path, provider: Kubernetes) -> None:
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [({"status": {"phase": "Active"}}, Ready), ({"status": {"phase": "Terminating"}}, Pending), (404, Gone)],
+)
+async def test_how_a_lease_is(
+    kmock: Mock, outside: Path, provider: Kubernetes, answer: object, kind: type[object]
+) -> None:
     kubeconfig(outside, str(kmock.url), namespace="batch")
     machine = Machine(id="batch/x", name="x")
-    for answer in ({"status": {"phase": "Active"}}, {"status": {"phase": "Terminating"}}, 404):
-        kmock["get", NAMESPACE][:1] << answer
-    for kind in (Ready, Pending, Gone):
-        assert isinstance(await provider.probe(machine), kind)
+    kmock["get", NAMESPACE] << answer
+    assert isinstance(await provider.probe(machine), kind)
     assert await provider.release(machine)
 
 

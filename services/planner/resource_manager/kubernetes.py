@@ -75,6 +75,7 @@ class Kubernetes:
     def __init__(self, settings: Settings, connect: Connect = connect) -> None:
         self.connect = connect
         self.client: Any = None
+        self._connecting = asyncio.Lock()  # two calls at once would make two clients, and one of them is never closed
         self.namespace = ""
         self._hard: dict[str, int] = {}
 
@@ -151,8 +152,9 @@ class Kubernetes:
         """One call about our namespace. Error: ProviderError."""
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):
-                if self.client is None:
-                    self.client, self.namespace = await self.connect()
+                async with self._connecting:
+                    if self.client is None:
+                        self.client, self.namespace = await self.connect()
                 return await self._call(what, method)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             message = f"the Kubernetes API does not answer: {type(error).__name__}"
