@@ -119,7 +119,7 @@ def perform(name: str, base: Settings, play: Play) -> int:
         with logging_to(log, settings):
             try:
                 finished = uvloop.run(_perform(name, folder, settings, console, play))
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, asyncio.CancelledError):  # the latter: see cli.run.run
                 finished = False
             except Exception as error:
                 console.print(log.read_text()[-4000:], markup=False, highlight=False, soft_wrap=True)

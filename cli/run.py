@@ -48,18 +48,24 @@ def run(order: Order, base: Settings, *, resume: bool) -> int:
     """The exit code. Errors: Refused, Failed."""
     order = absolute(order)
     folder = open_folder(order, resume=resume)
-    settings = roomy(embedded(base, folder.data_dir, drain_s=DRAIN_S), order.input)
-    with logging_to(folder.path / LOG_FILE, settings):
-        try:
-            ending = uvloop.run(_run(order, folder, settings))
-        except KeyboardInterrupt:
-            ending = Ending(exits.INTERRUPTED, f"stopped. To go on: {resume_command()}", over=False)
-        except Exception as error:  # noqa: BLE001 - whatever it is: say it, and how to go on
-            ending = _broken(folder, exits.innermost(error))
+    try:
+        ending = _whole(order, folder, base)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        # The latter is a Ctrl-C too: one that comes as asyncio's runner sets up its own handler of it.
+        ending = Ending(exits.INTERRUPTED, f"stopped. To go on: {resume_command()}", over=False)
     if ending.over:
         folder.delete()
     _tell(ending.said)
     return ending.code
+
+
+def _whole(order: Order, folder: WorkFolder, base: Settings) -> Ending:
+    settings = roomy(embedded(base, folder.data_dir, drain_s=DRAIN_S), order.input)
+    with logging_to(folder.path / LOG_FILE, settings):
+        try:
+            return uvloop.run(_run(order, folder, settings))
+        except Exception as error:  # noqa: BLE001 - whatever it is: say it, and how to go on
+            return _broken(folder, exits.innermost(error))
 
 
 def _broken(folder: WorkFolder, error: BaseException) -> Ending:

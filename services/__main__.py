@@ -164,6 +164,8 @@ def main(settings: Settings, roles: Collection[str] = tuple(ROLES)) -> int:
     logs.configure(settings.log)
     try:
         uvloop.run(until_stopped(settings, roles))
+    except (KeyboardInterrupt, asyncio.CancelledError):  # before our own handlers are there, or between two
+        log.info("stopped by a signal during the start")
     except Exception as failure:
         log.error("stopped by a failure", error=reason(failure), exc_info=not _is_expected(failure))
         return 1
