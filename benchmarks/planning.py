@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import postgres
 from benchmarks.support import Row
@@ -23,10 +25,9 @@ from brix.type.v1 import job_pb2
 from services.kit import log as logs
 from services.kit.objects import open_store
 from services.kit.server import channel
-from services.kit.settings import Log, Metadata, Planner, Settings, Static
+from services.kit.settings import Log, Planner, Settings, Static
 from services.kit.sql import Database, create_engine
 from services.kit.transactions import Transactions, Tx
-from services.metadata import server as metadata
 from services.planner import server as planner
 from services.planner.domain import Job
 from services.planner.migrate import migrate
@@ -36,6 +37,7 @@ from services.planner.store import jobs, tables
 JOBS = 1_000
 FINISHED = 10_000
 IDLE_S = 20.0
+START_S = 30.0
 AT_ONCE = 32
 LEAST_PER_SECOND = 50
 MOST_IDLE = 0.01
@@ -63,19 +65,44 @@ async def measure(folder: Path) -> list[Row]:
 
 
 @asynccontextmanager
+async def _process(role: str, folder: Path, **env: str) -> AsyncIterator[psutil.Process]:
+    """A role by itself, as it is deployed."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services",
+        role,
+        env={**os.environ, "AIBRIX_DATA_DIR": str(folder), "AIBRIX_LOG__LEVEL": "warning", **env},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield psutil.Process(child.pid)
+    finally:
+        child.terminate()
+        await child.wait()
+
+
+@asynccontextmanager
 async def _roles(folder: Path, url: str) -> AsyncIterator[tuple[Settings, str, str]]:
-    """Metadata and a planner in this process; yields their settings and addresses."""
+    """Metadata in a process of its own and a planner in this one; yields their settings and addresses."""
     endpoint = {"name": "one", "base_url": "http://127.0.0.1:9", "capacity": JOBS}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        to_metadata = "{}:{}".format(*free.getsockname())
     settings = Settings(
         data_dir=folder,
-        metadata=Metadata(listen="127.0.0.1:0"),
+        metadata_addr=to_metadata,
         planner=Planner(listen="127.0.0.1:0", database_url=url, max_provisions=JOBS),
         provisioner="static",
         static=Static(endpoints=[endpoint]),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    async with metadata.run(settings) as to_metadata:
-        settings = settings.model_copy(update={"metadata_addr": to_metadata})
+    async with (
+        _process("metadata", folder, AIBRIX_METADATA__LISTEN=to_metadata),
+        channel(to_metadata) as stub,
+    ):
+        health = health_pb2_grpc.HealthStub(stub)
+        await health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=START_S)
         async with planner.run(settings) as to_planner:
             yield settings, to_metadata, to_planner
 
@@ -145,30 +172,13 @@ async def _idle(folder: Path) -> Row:
     """CPU of a planner by itself that has a store full of finished jobs."""
     folder.mkdir(parents=True, exist_ok=True)
     await _fill(Settings(data_dir=folder))
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "services",
-        "planner",
-        env={
-            **os.environ,
-            "AIBRIX_DATA_DIR": str(folder),
-            "AIBRIX_PLANNER__LISTEN": "127.0.0.1:0",
-            "PROVISIONER": "static",
-            "AIBRIX_STATIC__ENDPOINTS": json.dumps([{"name": "one", "base_url": "http://127.0.0.1:9"}]),
-        },
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        process = psutil.Process(child.pid)
+    endpoints = json.dumps([{"name": "one", "base_url": "http://127.0.0.1:9"}])
+    env = {"AIBRIX_PLANNER__LISTEN": "127.0.0.1:0", "PROVISIONER": "static", "AIBRIX_STATIC__ENDPOINTS": endpoints}
+    async with _process("planner", folder, **env) as process:
         await asyncio.sleep(5.0)  # it starts
         before = sum(process.cpu_times()[:2])
         await asyncio.sleep(IDLE_S)
         share = (sum(process.cpu_times()[:2]) - before) / IDLE_S
-    finally:
-        child.terminate()
-        await child.wait()
     name = f"idle planner, {FINISHED:,} finished jobs"
     return Row(name, f"{share:.2%} of a core", "", "", f"< {MOST_IDLE:.0%}", share < MOST_IDLE)
 

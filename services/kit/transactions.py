@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -36,9 +36,9 @@ class Tx:
     async def scalar(self, statement: Any) -> Any:
         return await self.connection.scalar(statement)
 
-    async def run(self, statement: Any) -> int:
-        """How many rows it changed."""
-        return int((await self.connection.execute(statement)).rowcount)
+    async def run(self, statement: Any, values: Mapping[str, Any] | None = None) -> int:
+        """How many rows it changed. `values`: of its parameters, such as the columns of an INSERT."""
+        return int((await self.connection.execute(statement, values)).rowcount)
 
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that knows ON CONFLICT, which both databases spell alike."""

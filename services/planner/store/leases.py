@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from services.kit.transactions import Tx
 from services.planner.states import LIVE, TERMINAL, JobState, ProvisionState
-from services.planner.store.jobs import HELD_COLUMNS, Held, as_held
+from services.planner.store.jobs import UPDATE_HELD, Held, as_held
 from services.planner.store.tables import jobs as t
 from services.planner.store.tables import provisions
 
@@ -43,7 +43,7 @@ async def take(tx: Tx, owner: str, ttl: timedelta, most: int) -> Sequence[Held]:
     if not ids:
         return []
     values = {"lease_token": t.c.lease_token + 1, "lease_owner": owner, "lease_expire_time": tx.now + ttl}
-    taken = t.update().where(t.c.id.in_(ids)).values(values).returning(*HELD_COLUMNS)
+    taken = UPDATE_HELD.where(t.c.id.in_(ids)).values(values)
     return [as_held(row, tx.now) for row in await tx.rows(taken)]
 
 

@@ -11,7 +11,7 @@ from services.kit.transactions import Tx
 from services.planner.states import LIFECYCLE, LIVE, JobEvent, JobState
 from services.planner.store import events
 from services.planner.store.events import Line, Timelines
-from services.planner.store.jobs import HELD_COLUMNS, Held, as_held
+from services.planner.store.jobs import UPDATE_HELD, Held, as_held
 from services.planner.store.tables import jobs as t
 
 
@@ -40,8 +40,8 @@ async def move(
     if change.target not in LIVE:
         written |= {"lease_owner": None, "lease_expire_time": None}
         written["due_time"] = sa.case((t.c.attempt > 0, sa.literal(tx.now, UtcTime())), else_=sa.null())
-    statement = t.update().where(t.c.status.in_(change.sources), *which).values(written)
-    moved = [as_held(row, tx.now) for row in await tx.rows(statement.returning(*HELD_COLUMNS))]
+    statement = UPDATE_HELD.where(t.c.status.in_(change.sources), *which).values(written)
+    moved = [as_held(row, tx.now) for row in await tx.rows(statement)]
     for held in moved:
         said.add(held.job, line)
     return moved
@@ -54,7 +54,7 @@ async def note(tx: Tx, said: Timelines, held: Held, lines: tuple[Line, ...], **v
     """
     changes = bool(lines) or any(name not in ("due_time", "lease_owner", "lease_expire_time") for name in values)
     written = dict(values) | ({"revision": t.c.revision + 1} if changes else {})
-    row = await tx.find(t.update().where(*held_by(held)).values(written).returning(*HELD_COLUMNS))
+    row = await tx.find(UPDATE_HELD.where(*held_by(held)).values(written))
     if row is None:
         return None
     noted = as_held(row, tx.now)
