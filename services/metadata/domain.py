@@ -126,6 +126,10 @@ class Batch:
     failed_count: int = 0
     usage: Usage = field(default_factory=Usage)
     output_expires_after_s: int | None = None
+    phase: str = ""
+    """What its runner is doing."""
+    compute_lost: str | None = None
+    """Why its compute is gone, if it waits for other."""
 
     @property
     def committed_count(self) -> int:

@@ -121,6 +121,10 @@ class BatchServicer(batches_pb2_grpc.BatchServiceServicer):
     async def CancelBatch(self, request: batches_pb2.CancelBatchRequest, context: Context) -> batch_pb2.Batch:
         return to_proto(batch_pb2.Batch, await self.service.cancel_batch(request.project_id, request.id))
 
+    async def ReplaceCompute(self, request: batches_pb2.ReplaceComputeRequest, context: Context) -> batch_pb2.Batch:
+        batch = await self.service.replace_compute(request.project_id, request.id, request.aibrix_json)
+        return to_proto(batch_pb2.Batch, batch)
+
 
 class LeaseServicer(leases_pb2_grpc.LeaseServiceServicer):
     def __init__(self, leases: LeaseService, commits: CommitService) -> None:
@@ -175,6 +179,10 @@ class LeaseServicer(leases_pb2_grpc.LeaseServiceServicer):
 
     async def FinishBatch(self, request: leases_pb2.FinishBatchRequest, context: Context) -> batch_pb2.Batch:
         return to_proto(batch_pb2.Batch, await self.commits.finish_batch(from_proto(Finish, request)))
+
+    async def LoseCompute(self, request: leases_pb2.LoseComputeRequest, context: Context) -> empty_pb2.Empty:
+        await self.leases.lose_compute(request.batch_id, request.token, reason=request.reason)
+        return empty_pb2.Empty()
 
     async def ReleaseLease(self, request: leases_pb2.ReleaseLeaseRequest, context: Context) -> empty_pb2.Empty:
         await self.leases.release_lease(

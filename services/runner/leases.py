@@ -97,6 +97,10 @@ class Leases:
         )
         await self._stub.ReleaseLease(request)
 
+    async def lose_compute(self, batch_id: str, token: int, reason: str) -> None:
+        """Hand the batch back until it has other compute."""
+        await self._stub.LoseCompute(pb.LoseComputeRequest(batch_id=batch_id, token=token, reason=reason))
+
 
 def _lease(message: pb.Lease) -> Lease:
     batch = message.batch

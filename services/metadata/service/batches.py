@@ -117,7 +117,8 @@ class BatchService:
         requests.check_metadata(new.metadata_json)
         checks.lifetime("output_expires_after.seconds", new.output_expires_after_s)
         checks.idempotency(new.idempotency_key, new.request_hash)
-        block = requests.read_block(new.aibrix_json, has_default=bool(default_endpoints(self.settings)))
+        has_default, flags = bool(default_endpoints(self.settings)), self.settings.templates.inline_flags
+        block = requests.read_block(new.aibrix_json, has_default=has_default, inline_flags=flags)
         resolved = self._resolve(block, new.endpoint)
         return Order(new_id("batch_"), new, window, block, resolved)
 
@@ -216,6 +217,30 @@ class BatchService:
         log.info("batch is cancelled", batch_id=id, state=batch.state)
         self.bells.to_close.ring()
         self.bells.to_lease.ring()
+        return batch
+
+    async def replace_compute(self, project_id: str, id: str, aibrix_json: str) -> Batch:
+        block = requests.read_block(aibrix_json, has_default=bool(default_endpoints(self.settings)))
+
+        async def work(tx: Tx) -> tuple[Batch, bool]:
+            batch = await batches.find(tx, project_id, id) if "\0" not in id else None
+            if batch is None:
+                raise checks.missing("batch", id)
+            if batch.aibrix_json == aibrix_json and batch.compute_lost is None:
+                return batch, False
+            resolved = self._resolve(block, batch.endpoint)
+            if block.target() not in requests.BUILT_IN_TARGETS:
+                requests.check_target(block.target(), await runners.list_targets(tx, self.memory))
+            values = {"aibrix_json": aibrix_json, "target": block.target(), "resolved_json": resolved.to_json()}
+            if replaced := await batches.replace_compute(tx, id, values):
+                return replaced, True
+            status = batch.state.lower()
+            raise IllegalTransition(f"Cannot give other compute to a batch with status '{status}'.", state=batch.state)
+
+        batch, is_new = await self.transactions.write(work)
+        if is_new:
+            log.info("batch has other compute", batch_id=id)
+            self.bells.to_lease.ring()
         return batch
 
     async def close_unvalidated(self) -> int:

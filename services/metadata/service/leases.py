@@ -29,6 +29,7 @@ PROTOCOL_VERSION = 1
 LONGEST_WAIT_MS = 60_000
 LONGEST_REST = timedelta(days=1)
 LONGEST_RUNTIME_STATE = 64 * 1024
+LONGEST_REASON = 4000
 # Seconds between two looks at the database while an acquirer waits: batches may become free on another replica.
 POLL_S = 1.0
 
@@ -162,6 +163,18 @@ class LeaseService:
             log.info(
                 "lease handed back", batch_id=batch_id, token=token, reason=reason[:256], retry_after_ms=retry_after_ms
             )
+            self.bells.to_lease.ring()
+
+
+    async def lose_compute(self, batch_id: str, token: int, *, reason: str) -> None:
+        checks.no_nul(reason=reason)
+        why = reason[:LONGEST_REASON] or "The machine of this batch is gone."
+
+        async def work(tx: Tx) -> Batch | None:
+            return await leases.lose_compute(tx, batch_id, token, why)
+
+        if await self.transactions.write(work):
+            log.warning("batch waits for other compute", batch_id=batch_id, token=token)
             self.bells.to_lease.ring()
 
 

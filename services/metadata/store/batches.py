@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -77,7 +77,7 @@ async def move(tx: Tx, event: BatchEvent, *which: sa.ColumnElement[bool], **valu
     values["state"] = change.target
     values[f"{change.target.lower()}_time"] = tx.now
     if change.target not in LIVE:
-        values = {"cleanup_pending": True} | values | {"lease_owner": None, "lease_expire_time": None}
+        values = {"cleanup_pending": True} | values | {"lease_owner": None, "lease_expire_time": None, "phase": ""}
     statement = t.update().where(t.c.state.in_(change.sources), *which).values(values)
     return [as_batch(row) for row in await tx.rows(statement.returning(*COLUMNS))]
 
@@ -86,6 +86,23 @@ async def cancel(tx: Tx, project_id: str, id: str) -> Batch | None:
     """Start to cancel a batch, and let it be leased at once; None if its state does not allow it."""
     moved = await move(tx, BatchEvent.CANCEL, t.c.id == id, t.c.project_id == project_id, not_before_time=None)
     return moved[0] if moved else None
+
+
+async def replace_compute(tx: Tx, id: str, values: Mapping[str, Any]) -> Batch | None:
+    """Write where a batch runs from now on, and shut out whoever runs it elsewhere; None if its state does not allow it."""
+    runs = t.c.state == BatchState.IN_PROGRESS
+    forget = {
+        "compute_lost": None,
+        "runtime_json": None,
+        "not_before_time": None,
+        # Who only validates it reads no block.
+        "lease_token": t.c.lease_token + sa.case((runs, 1), else_=0),
+        "lease_owner": sa.case((runs, sa.null()), else_=t.c.lease_owner),
+        "lease_expire_time": sa.case((runs, sa.null()), else_=t.c.lease_expire_time),
+    }
+    live = t.c.state.in_([BatchState.VALIDATING, BatchState.IN_PROGRESS])
+    row = await tx.find(t.update().where(t.c.id == id, live).values({**values, **forget}).returning(*COLUMNS))
+    return as_batch(row) if row else None
 
 
 async def confirm_unvalidated_cancels(tx: Tx) -> list[Batch]:

@@ -24,6 +24,11 @@ def free(now: datetime) -> sa.ColumnElement[bool]:
     return sa.and_(unheld, sa.or_(t.c.not_before_time.is_(None), t.c.not_before_time <= now))
 
 
+def has_compute(now: datetime) -> sa.ColumnElement[bool]:
+    """Its compute is there, as far as we know, or it needs none any more."""
+    return sa.or_(t.c.compute_lost.is_(None), closing(now))
+
+
 def closing(now: datetime) -> sa.ColumnElement[bool]:
     return sa.or_(t.c.state == BatchState.CANCELLING, t.c.expire_time <= now)
 
@@ -42,7 +47,9 @@ def candidates(now: datetime, targets: Sequence[str], batch_id: str) -> sa.Selec
         .where(held.c.project_id == t.c.project_id, held.c.lease_expire_time > now)
         .scalar_subquery()
     )
-    found = sa.select(t.c.id).where(t.c.state.in_(LEASABLE), t.c.index_key.is_not(None), free(now), runnable)
+    found = sa.select(t.c.id).where(
+        t.c.state.in_(LEASABLE), t.c.index_key.is_not(None), free(now), has_compute(now), runnable
+    )
     if batch_id:
         found = found.where(t.c.id == batch_id)
     return found.order_by(
@@ -123,12 +130,20 @@ async def renew(tx: Tx, id: str, token: int, ttl: timedelta, **values: Any) -> B
 async def release(tx: Tx, id: str, token: int, rest: timedelta) -> Batch | None:
     """End a lease, and let the batch rest; None if the token is not current."""
     free_at = tx.now + rest if rest else None
-    return await set_held(tx, id, token, lease_owner=None, lease_expire_time=None, not_before_time=free_at)
+    said = {"phase": "", "in_flight": 0}
+    return await set_held(tx, id, token, lease_owner=None, lease_expire_time=None, not_before_time=free_at, **said)
+
+
+async def lose_compute(tx: Tx, id: str, token: int, why: str) -> Batch | None:
+    """End a lease, and let the batch rest until it has other compute; None if the token is not current."""
+    forget = {"lease_owner": None, "lease_expire_time": None, "not_before_time": None, "runtime_json": None}
+    return await set_held(tx, id, token, compute_lost=why, phase="", in_flight=0, **forget)
 
 
 async def count_waiting(tx: Tx) -> int:
     """How many batches a runner could work on that none has leased."""
-    waiting = sa.select(sa.func.count()).select_from(t).where(t.c.state.in_(LEASABLE), free(tx.now))
+    there = (t.c.state.in_(LEASABLE), free(tx.now), has_compute(tx.now))
+    waiting = sa.select(sa.func.count()).select_from(t).where(*there)
     return int(await tx.scalar(waiting))
 
 

@@ -116,6 +116,8 @@ batches = sa.Table(
     sa.Column("index_key", sa.Text),
     sa.Column("runtime_json", sa.Text),
     sa.Column("resolved_json", sa.Text),
+    # The machine that its block names is gone: it rests until it gets another one.
+    sa.Column("compute_lost", sa.Text),
     # The batch is terminal, and its segments, index and stale results may still be in the object store.
     sa.Column("cleanup_pending", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index("ix_batches_list", "project_id", "create_time", "id"),

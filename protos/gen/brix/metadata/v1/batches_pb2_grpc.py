@@ -61,6 +61,11 @@ class BatchServiceStub:
                 request_serializer=brix_dot_metadata_dot_v1_dot_batches__pb2.CancelBatchRequest.SerializeToString,
                 response_deserializer=brix_dot_type_dot_v1_dot_batch__pb2.Batch.FromString,
                 _registered_method=True)
+        self.ReplaceCompute = channel.unary_unary(
+                '/brix.metadata.v1.BatchService/ReplaceCompute',
+                request_serializer=brix_dot_metadata_dot_v1_dot_batches__pb2.ReplaceComputeRequest.SerializeToString,
+                response_deserializer=brix_dot_type_dot_v1_dot_batch__pb2.Batch.FromString,
+                _registered_method=True)
 
 
 class BatchServiceServicer:
@@ -106,6 +111,15 @@ class BatchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplaceCompute(self, request, context):
+        """Gives a batch that has not ended another block, with other compute in it: what is committed stays, what is not is run
+        there. Whoever works on it now is shut out. Repeating the call changes nothing.
+        Errors: as CreateBatch, NOT_FOUND, FAILED_PRECONDITION (it is ending or has ended).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BatchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +146,11 @@ def add_BatchServiceServicer_to_server(servicer, server):
             'CancelBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelBatch,
                     request_deserializer=brix_dot_metadata_dot_v1_dot_batches__pb2.CancelBatchRequest.FromString,
+                    response_serializer=brix_dot_type_dot_v1_dot_batch__pb2.Batch.SerializeToString,
+            ),
+            'ReplaceCompute': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceCompute,
+                    request_deserializer=brix_dot_metadata_dot_v1_dot_batches__pb2.ReplaceComputeRequest.FromString,
                     response_serializer=brix_dot_type_dot_v1_dot_batch__pb2.Batch.SerializeToString,
             ),
     }
@@ -270,6 +289,33 @@ class BatchService:
             target,
             '/brix.metadata.v1.BatchService/CancelBatch',
             brix_dot_metadata_dot_v1_dot_batches__pb2.CancelBatchRequest.SerializeToString,
+            brix_dot_type_dot_v1_dot_batch__pb2.Batch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceCompute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/brix.metadata.v1.BatchService/ReplaceCompute',
+            brix_dot_metadata_dot_v1_dot_batches__pb2.ReplaceComputeRequest.SerializeToString,
             brix_dot_type_dot_v1_dot_batch__pb2.Batch.FromString,
             options,
             channel_credentials,

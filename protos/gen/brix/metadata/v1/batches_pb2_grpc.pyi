@@ -51,6 +51,11 @@ class BatchServiceStub:
     """The state is CANCELLING afterwards. Legal in VALIDATING, IN_PROGRESS and FINALIZING; CANCELLING and CANCELLED are
     returned as they are. Errors: NOT_FOUND, FAILED_PRECONDITION (completed, failed, expired).
     """
+    ReplaceCompute: _grpc.UnaryUnaryMultiCallable[_batches_pb2.ReplaceComputeRequest, _batch_pb2.Batch]
+    """Gives a batch that has not ended another block, with other compute in it: what is committed stays, what is not is run
+    there. Whoever works on it now is shut out. Repeating the call changes nothing.
+    Errors: as CreateBatch, NOT_FOUND, FAILED_PRECONDITION (it is ending or has ended).
+    """
 
 @_typing.type_check_only
 class BatchServiceAsyncStub(BatchServiceStub):
@@ -73,6 +78,11 @@ class BatchServiceAsyncStub(BatchServiceStub):
     CancelBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.CancelBatchRequest, _batch_pb2.Batch]  # type: ignore[assignment]
     """The state is CANCELLING afterwards. Legal in VALIDATING, IN_PROGRESS and FINALIZING; CANCELLING and CANCELLED are
     returned as they are. Errors: NOT_FOUND, FAILED_PRECONDITION (completed, failed, expired).
+    """
+    ReplaceCompute: _aio.UnaryUnaryMultiCallable[_batches_pb2.ReplaceComputeRequest, _batch_pb2.Batch]  # type: ignore[assignment]
+    """Gives a batch that has not ended another block, with other compute in it: what is committed stays, what is not is run
+    there. Whoever works on it now is shut out. Repeating the call changes nothing.
+    Errors: as CreateBatch, NOT_FOUND, FAILED_PRECONDITION (it is ending or has ended).
     """
 
 class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -123,6 +133,17 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_batch_pb2.Batch, _abc.Awaitable[_batch_pb2.Batch]]:
         """The state is CANCELLING afterwards. Legal in VALIDATING, IN_PROGRESS and FINALIZING; CANCELLING and CANCELLED are
         returned as they are. Errors: NOT_FOUND, FAILED_PRECONDITION (completed, failed, expired).
+        """
+
+    @_abc_1.abstractmethod
+    def ReplaceCompute(
+        self,
+        request: _batches_pb2.ReplaceComputeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batch_pb2.Batch, _abc.Awaitable[_batch_pb2.Batch]]:
+        """Gives a batch that has not ended another block, with other compute in it: what is committed stays, what is not is run
+        there. Whoever works on it now is shut out. Repeating the call changes nothing.
+        Errors: as CreateBatch, NOT_FOUND, FAILED_PRECONDITION (it is ending or has ended).
         """
 
 def add_BatchServiceServicer_to_server(servicer: BatchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -579,6 +579,32 @@ class FinishBatchRequest(_message.Message):
 Global___FinishBatchRequest: _TypeAlias = FinishBatchRequest  # noqa: Y015
 
 @_typing.final
+class LoseComputeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    token: _builtins.int
+    reason: _builtins.str
+    """For a person: why the machine is thought to be gone. Never a secret."""
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        token: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "reason", b"reason", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoseComputeRequest: _TypeAlias = LoseComputeRequest  # noqa: Y015
+
+@_typing.final
 class ReleaseLeaseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -81,6 +81,11 @@ class LeaseServiceStub:
                 request_serializer=brix_dot_metadata_dot_v1_dot_leases__pb2.ReleaseLeaseRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.LoseCompute = channel.unary_unary(
+                '/brix.metadata.v1.LeaseService/LoseCompute',
+                request_serializer=brix_dot_metadata_dot_v1_dot_leases__pb2.LoseComputeRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class LeaseServiceServicer:
@@ -153,6 +158,14 @@ class LeaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoseCompute(self, request, context):
+        """Hands the batch back because the machine that its block names is gone: it rests until BatchService.ReplaceCompute, a
+        cancel, or its deadline. Fine if already lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LeaseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -194,6 +207,11 @@ def add_LeaseServiceServicer_to_server(servicer, server):
             'ReleaseLease': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseLease,
                     request_deserializer=brix_dot_metadata_dot_v1_dot_leases__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'LoseCompute': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoseCompute,
+                    request_deserializer=brix_dot_metadata_dot_v1_dot_leases__pb2.LoseComputeRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
@@ -417,6 +435,33 @@ class LeaseService:
             target,
             '/brix.metadata.v1.LeaseService/ReleaseLease',
             brix_dot_metadata_dot_v1_dot_leases__pb2.ReleaseLeaseRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoseCompute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/brix.metadata.v1.LeaseService/LoseCompute',
+            brix_dot_metadata_dot_v1_dot_leases__pb2.LoseComputeRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -65,6 +65,10 @@ class LeaseServiceStub:
     """
     ReleaseLease: _grpc.UnaryUnaryMultiCallable[_leases_pb2.ReleaseLeaseRequest, _empty_pb2.Empty]
     """Hands the batch back before it is done: drain, or a runtime that could not be brought up. Fine if already lost."""
+    LoseCompute: _grpc.UnaryUnaryMultiCallable[_leases_pb2.LoseComputeRequest, _empty_pb2.Empty]
+    """Hands the batch back because the machine that its block names is gone: it rests until BatchService.ReplaceCompute, a
+    cancel, or its deadline. Fine if already lost.
+    """
 
 @_typing.type_check_only
 class LeaseServiceAsyncStub(LeaseServiceStub):
@@ -101,6 +105,10 @@ class LeaseServiceAsyncStub(LeaseServiceStub):
     """
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_leases_pb2.ReleaseLeaseRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Hands the batch back before it is done: drain, or a runtime that could not be brought up. Fine if already lost."""
+    LoseCompute: _aio.UnaryUnaryMultiCallable[_leases_pb2.LoseComputeRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Hands the batch back because the machine that its block names is gone: it rests until BatchService.ReplaceCompute, a
+    cancel, or its deadline. Fine if already lost.
+    """
 
 class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     """The work protocol: runners lease a batch, commit segments of results, finish it. Runners call in; nobody calls them.
@@ -182,5 +190,15 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Hands the batch back before it is done: drain, or a runtime that could not be brought up. Fine if already lost."""
+
+    @_abc_1.abstractmethod
+    def LoseCompute(
+        self,
+        request: _leases_pb2.LoseComputeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Hands the batch back because the machine that its block names is gone: it rests until BatchService.ReplaceCompute, a
+        cancel, or its deadline. Fine if already lost.
+        """
 
 def add_LeaseServiceServicer_to_server(servicer: LeaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -81,6 +81,8 @@ class Batch(_message.Message):
     FAILED_COUNT_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     OUTPUT_EXPIRES_AFTER_S_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    COMPUTE_LOST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. `batch_` followed by 24 or more random characters."""
     project_id: _builtins.str
@@ -107,6 +109,10 @@ class Batch(_message.Message):
     failed_count: _builtins.int
     output_expires_after_s: _builtins.int
     """Lifetime of the result files in seconds. Absent: the default of their purpose."""
+    phase: _builtins.str
+    """Output only. What its runner is doing, such as `launching: loading`; empty: nobody works on it."""
+    compute_lost: _builtins.str
+    """Output only. Why its compute is gone: nobody works on it until ReplaceCompute. Absent: it has what it needs."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchError]:
         """Why the batch failed."""
@@ -164,10 +170,12 @@ class Batch(_message.Message):
         failed_count: _builtins.int = ...,
         usage: Global___Usage | None = ...,
         output_expires_after_s: _builtins.int | None = ...,
+        phase: _builtins.str = ...,
+        compute_lost: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_aibrix_json", b"_aibrix_json", "_cancelled_time", b"_cancelled_time", "_cancelling_time", b"_cancelling_time", "_completed_time", b"_completed_time", "_error_file_id", b"_error_file_id", "_expired_time", b"_expired_time", "_failed_time", b"_failed_time", "_finalizing_time", b"_finalizing_time", "_in_progress_time", b"_in_progress_time", "_metadata_json", b"_metadata_json", "_model", b"_model", "_output_expires_after_s", b"_output_expires_after_s", "_output_file_id", b"_output_file_id", "aibrix_json", b"aibrix_json", "cancelled_time", b"cancelled_time", "cancelling_time", b"cancelling_time", "completed_time", b"completed_time", "create_time", b"create_time", "error_file_id", b"error_file_id", "expire_time", b"expire_time", "expired_time", b"expired_time", "failed_time", b"failed_time", "finalizing_time", b"finalizing_time", "in_progress_time", b"in_progress_time", "metadata_json", b"metadata_json", "model", b"model", "output_expires_after_s", b"output_expires_after_s", "output_file_id", b"output_file_id", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_aibrix_json", b"_aibrix_json", "_cancelled_time", b"_cancelled_time", "_cancelling_time", b"_cancelling_time", "_completed_time", b"_completed_time", "_compute_lost", b"_compute_lost", "_error_file_id", b"_error_file_id", "_expired_time", b"_expired_time", "_failed_time", b"_failed_time", "_finalizing_time", b"_finalizing_time", "_in_progress_time", b"_in_progress_time", "_metadata_json", b"_metadata_json", "_model", b"_model", "_output_expires_after_s", b"_output_expires_after_s", "_output_file_id", b"_output_file_id", "aibrix_json", b"aibrix_json", "cancelled_time", b"cancelled_time", "cancelling_time", b"cancelling_time", "completed_time", b"completed_time", "compute_lost", b"compute_lost", "create_time", b"create_time", "error_file_id", b"error_file_id", "expire_time", b"expire_time", "expired_time", b"expired_time", "failed_time", b"failed_time", "finalizing_time", b"finalizing_time", "in_progress_time", b"in_progress_time", "metadata_json", b"metadata_json", "model", b"model", "output_expires_after_s", b"output_expires_after_s", "output_file_id", b"output_file_id", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_aibrix_json", b"_aibrix_json", "_cancelled_time", b"_cancelled_time", "_cancelling_time", b"_cancelling_time", "_completed_time", b"_completed_time", "_error_file_id", b"_error_file_id", "_expired_time", b"_expired_time", "_failed_time", b"_failed_time", "_finalizing_time", b"_finalizing_time", "_in_progress_time", b"_in_progress_time", "_metadata_json", b"_metadata_json", "_model", b"_model", "_output_expires_after_s", b"_output_expires_after_s", "_output_file_id", b"_output_file_id", "aibrix_json", b"aibrix_json", "cancelled_time", b"cancelled_time", "cancelling_time", b"cancelling_time", "completed_count", b"completed_count", "completed_time", b"completed_time", "completion_window", b"completion_window", "create_time", b"create_time", "endpoint", b"endpoint", "error_file_id", b"error_file_id", "errors", b"errors", "expire_time", b"expire_time", "expired_time", b"expired_time", "failed_count", b"failed_count", "failed_time", b"failed_time", "finalizing_time", b"finalizing_time", "id", b"id", "in_progress_time", b"in_progress_time", "input_file_id", b"input_file_id", "metadata_json", b"metadata_json", "model", b"model", "output_expires_after_s", b"output_expires_after_s", "output_file_id", b"output_file_id", "project_id", b"project_id", "state", b"state", "total_count", b"total_count", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_aibrix_json", b"_aibrix_json", "_cancelled_time", b"_cancelled_time", "_cancelling_time", b"_cancelling_time", "_completed_time", b"_completed_time", "_compute_lost", b"_compute_lost", "_error_file_id", b"_error_file_id", "_expired_time", b"_expired_time", "_failed_time", b"_failed_time", "_finalizing_time", b"_finalizing_time", "_in_progress_time", b"_in_progress_time", "_metadata_json", b"_metadata_json", "_model", b"_model", "_output_expires_after_s", b"_output_expires_after_s", "_output_file_id", b"_output_file_id", "aibrix_json", b"aibrix_json", "cancelled_time", b"cancelled_time", "cancelling_time", b"cancelling_time", "completed_count", b"completed_count", "completed_time", b"completed_time", "completion_window", b"completion_window", "compute_lost", b"compute_lost", "create_time", b"create_time", "endpoint", b"endpoint", "error_file_id", b"error_file_id", "errors", b"errors", "expire_time", b"expire_time", "expired_time", b"expired_time", "failed_count", b"failed_count", "failed_time", b"failed_time", "finalizing_time", b"finalizing_time", "id", b"id", "in_progress_time", b"in_progress_time", "input_file_id", b"input_file_id", "metadata_json", b"metadata_json", "model", b"model", "output_expires_after_s", b"output_expires_after_s", "output_file_id", b"output_file_id", "phase", b"phase", "project_id", b"project_id", "state", b"state", "total_count", b"total_count", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__aibrix_json: _TypeAlias = _typing.Literal["aibrix_json"]  # noqa: Y015
     _WhichOneofArgType__aibrix_json: _TypeAlias = _typing.Literal["_aibrix_json", b"_aibrix_json"]  # noqa: Y015
@@ -177,6 +185,8 @@ class Batch(_message.Message):
     _WhichOneofArgType__cancelling_time: _TypeAlias = _typing.Literal["_cancelling_time", b"_cancelling_time"]  # noqa: Y015
     _WhichOneofReturnType__completed_time: _TypeAlias = _typing.Literal["completed_time"]  # noqa: Y015
     _WhichOneofArgType__completed_time: _TypeAlias = _typing.Literal["_completed_time", b"_completed_time"]  # noqa: Y015
+    _WhichOneofReturnType__compute_lost: _TypeAlias = _typing.Literal["compute_lost"]  # noqa: Y015
+    _WhichOneofArgType__compute_lost: _TypeAlias = _typing.Literal["_compute_lost", b"_compute_lost"]  # noqa: Y015
     _WhichOneofReturnType__error_file_id: _TypeAlias = _typing.Literal["error_file_id"]  # noqa: Y015
     _WhichOneofArgType__error_file_id: _TypeAlias = _typing.Literal["_error_file_id", b"_error_file_id"]  # noqa: Y015
     _WhichOneofReturnType__expired_time: _TypeAlias = _typing.Literal["expired_time"]  # noqa: Y015
@@ -203,6 +213,8 @@ class Batch(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cancelling_time) -> _WhichOneofReturnType__cancelling_time | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__completed_time) -> _WhichOneofReturnType__completed_time | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compute_lost) -> _WhichOneofReturnType__compute_lost | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error_file_id) -> _WhichOneofReturnType__error_file_id | None: ...
     @_typing.overload
