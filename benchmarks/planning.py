@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import postgres
 from benchmarks.support import Row
@@ -99,10 +98,9 @@ async def _roles(folder: Path, url: str) -> AsyncIterator[tuple[Settings, str, s
     folder.mkdir(parents=True, exist_ok=True)
     async with (
         _process("metadata", folder, AIBRIX_METADATA__LISTEN=to_metadata),
-        channel(to_metadata) as stub,
+        channel(to_metadata) as there,
     ):
-        health = health_pb2_grpc.HealthStub(stub)
-        await health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=START_S)
+        await asyncio.wait_for(there.channel_ready(), START_S)
         async with planner.run(settings) as to_planner:
             yield settings, to_metadata, to_planner
 

@@ -109,6 +109,10 @@ class BatchServicer(batches_pb2_grpc.BatchServiceServicer):
     async def GetBatch(self, request: batches_pb2.GetBatchRequest, context: Context) -> batch_pb2.Batch:
         return to_proto(batch_pb2.Batch, await self.service.get_batch(request.project_id, request.id))
 
+    async def FindBatch(self, request: batches_pb2.FindBatchRequest, context: Context) -> batch_pb2.Batch:
+        batch = await self.service.find_batch(request.project_id, request.idempotency_key)
+        return to_proto(batch_pb2.Batch, batch)
+
     async def ListBatches(
         self, request: batches_pb2.ListBatchesRequest, context: Context
     ) -> batches_pb2.ListBatchesResponse:

@@ -70,7 +70,8 @@ LIFECYCLE = Machine({
     E.PREPARE:        ({S.PLANNED},                                           S.RESOURCE_PREPARING),
     E.SUBMIT:         ({S.RESOURCE_PREPARING},                                S.SUBMITTING),
     E.ACCEPT:         ({S.SUBMITTING},                                        S.VALIDATING),
-    E.RUN:            ({S.VALIDATING, S.SUBMITTING},                          S.IN_PROGRESS),
+    # The first three, to see a batch off that waited for other compute until it had to end.
+    E.RUN:            ({S.PLANNED, S.RESOURCE_PREPARING, S.SUBMITTING, S.VALIDATING}, S.IN_PROGRESS),
     E.FINALIZE:       ({S.VALIDATING, S.SUBMITTING, S.IN_PROGRESS},           S.FINALIZING),
     # The compute was lost or refused, and another try is allowed.
     E.REPLAN:         ({S.RESOURCE_PREPARING, S.SUBMITTING, *WITH_BATCH},     S.PLANNED),
@@ -79,7 +80,7 @@ LIFECYCLE = Machine({
     E.FAIL:           ({S.QUEUED, S.PLANNED, S.SUBMITTING, *WITH_BATCH, S.CANCELLING}, S.FAILED),
     E.EXPIRE:         ({*BEFORE_BATCH, *WITH_BATCH, S.CANCELLING},            S.EXPIRED),
     E.CONFIRM_CANCEL: ({S.CANCELLING},                                        S.CANCELLED),
-    E.FAIL_RESOURCE:  ({S.PLANNED, S.RESOURCE_PREPARING, *WITH_BATCH},        S.RESOURCE_FAILED),
+    E.FAIL_RESOURCE:  ({S.PLANNED, S.RESOURCE_PREPARING, *WITH_BATCH, S.CANCELLING}, S.RESOURCE_FAILED),
     E.FAIL_SUBMIT:    ({S.SUBMITTING},                                        S.SUBMIT_FAILED),
 })  # fmt: skip
 

@@ -48,6 +48,8 @@ class Metadata:
     created: list[str] = field(default_factory=list)
     validated: list[str] = field(default_factory=list)
     cancels: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    """Batches that got other compute, each time."""
     input_errors: list[BatchError] = field(default_factory=list)
     refuses: bool = False
     down: int = 0
@@ -96,6 +98,22 @@ class FakeBatches:
                 self.metadata.batches[id] = Batch(id=id, state="VALIDATING", total_count=self.metadata.total)
                 self.metadata.blocks[id] = block
                 self.metadata.created.append(key)
+            return self.metadata.batches[id]
+
+        return await self._call(work)
+
+    async def find(self, job: Job, key: str) -> Batch | None:
+        return await self._call(lambda: self.metadata.batches.get(self.metadata.keys.get(key, "")))
+
+    async def replace_compute(self, project_id: str, id: str, block: str) -> Batch:
+        def work() -> Batch:
+            batch = self.metadata.batches[id]
+            if batch.state not in ("VALIDATING", "IN_PROGRESS"):
+                raise IllegalTransition("it ends", state=batch.state)
+            if self.metadata.blocks[id] != block:
+                self.metadata.blocks[id] = block
+                self.metadata.moved.append(id)
+            self.metadata.batches[id] = replace(batch, compute_lost=None)
             return self.metadata.batches[id]
 
         return await self._call(work)

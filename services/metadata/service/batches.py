@@ -187,6 +187,17 @@ class BatchService:
             raise checks.missing("batch", id)
         return batches.as_batch(row)
 
+    async def find_batch(self, project_id: str, idempotency_key: str) -> Batch:
+        checks.no_nul(idempotency_key=idempotency_key)
+
+        async def work(tx: Tx) -> Batch | None:
+            id = await keys.find(tx, project_id, "batch", idempotency_key)
+            return await batches.find(tx, project_id, id) if id else None
+
+        if (batch := await self.transactions.read(work)) is None:
+            raise checks.missing("batch", idempotency_key)
+        return batch
+
     async def list_batches(self, project_id: str, page_size: int, after: str | None) -> tuple[list[Batch], bool]:
         """One page, and whether there is more behind it."""
         checks.no_nul(after=after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from services.kit.engines import table as engines
 from services.kit.errors import InvalidArgument
@@ -14,6 +14,7 @@ from services.kit.spec.catalog import unknown
 from services.kit.spec.external import parse_external
 from services.kit.spec.local import parse_local
 from services.kit.spec.resolved import ResolvedTemplate
+from services.kit.spec.ssh import SSH_TARGETS, check_ssh_engine, parse_ssh
 from services.kit.spec.template import TemplateSpec
 from services.metadata.service import checks
 from services.metadata.validation import ENDPOINTS
@@ -75,7 +76,9 @@ def wrong_type(param: str, expected: str, value: Any) -> InvalidArgument:
     return InvalidArgument(message, param=param, code="invalid_type")
 
 
-def read_block(text: str | None, *, has_default: bool) -> Block:
+def read_block(
+    text: str | None, *, has_default: bool, inline_flags: Literal["listed", "any"] = "listed"
+) -> Block:
     """The block, after all checks that need no database. `has_default`: the server has default endpoints."""
     if text is not None and len(text.encode()) > LARGEST_BLOCK:
         message = f"Invalid 'aibrix': it is larger than {LARGEST_BLOCK} bytes."
@@ -87,6 +90,9 @@ def read_block(text: str | None, *, has_default: bool) -> Block:
         require_endpoint(parse_external(block.options()).base_url, has_default=has_default)
     elif block.target() == LOCAL and parse_local(block.options()).command is None:
         require_template(block)
+    elif block.target() in SSH_TARGETS:
+        # The host may be missing: the planner's draft does not know the machine yet.
+        parse_ssh(block.target(), block.options(), flags=inline_flags)
     return block
 
 
@@ -109,6 +115,8 @@ def check_engine(block: Block, template: ResolvedTemplate, limits: Templates) ->
     if block.target() == EXTERNAL:
         return  # nothing is started
     spec, type = template.spec, template.spec.engine.type
+    if block.target() in SSH_TARGETS:
+        check_ssh_engine(type)
     starts_here = block.target() == LOCAL and parse_local(block.options()).command is None
     if starts_here:
         engines.adapter_of(spec)

@@ -36,6 +36,13 @@ async def claim(tx: Tx, project_id: str, kind: str, key: str, request_hash: str,
     return Claim(row["resource_id"], row["request_hash"])
 
 
+async def find(tx: Tx, project_id: str, kind: str, key: str) -> str | None:
+    """What a key is bound to."""
+    mine = (t.c.project_id == project_id, t.c.key == key, t.c.kind == kind)
+    id: str | None = await tx.scalar(sa.select(t.c.resource_id).where(*mine, t.c.create_time > tx.now - KEY_LIFE))
+    return id
+
+
 async def forget_old(tx: Tx) -> int:
     """Forget keys whose time is over."""
     return await tx.run(t.delete().where(t.c.create_time <= tx.now - KEY_LIFE))

@@ -10,6 +10,7 @@ from typing import Any
 from brix.metadata.v1 import batches_pb2 as pb
 from brix.type.v1 import batch_pb2
 from services.kit.convert import from_proto
+from services.kit.errors import NotFound
 from services.planner.domain import Job, Usage
 
 # Reading a large input file to its end.
@@ -53,6 +54,10 @@ class Batch:
     usage: Usage = field(default_factory=Usage)
     has_run: bool = False
     """Whether it ever was IN_PROGRESS."""
+    phase: str = ""
+    """What its runner is doing, such as `launching: loading`."""
+    compute_lost: str | None = None
+    """Why its machine is gone, if it waits for another one."""
 
     @property
     def has_ended(self) -> bool:
@@ -81,6 +86,19 @@ class Batches:
         # The window shrinks with every try, and it is still the same batch: its key is its identity.
         request.idempotency_key, request.request_hash = key, sha256(key.encode()).hexdigest()
         return _batch(await self._stub.CreateBatch(request, timeout=CALL_TIMEOUT_S))
+
+    async def find(self, job: Job, key: str) -> Batch | None:
+        """The batch of this key, if there is one."""
+        request = pb.FindBatchRequest(project_id=job.project_id, idempotency_key=key)
+        try:
+            return _batch(await self._stub.FindBatch(request, timeout=CALL_TIMEOUT_S))
+        except NotFound:
+            return None
+
+    async def replace_compute(self, project_id: str, id: str, block: str) -> Batch:
+        """Let a batch go on elsewhere, from what is committed. Error: IllegalTransition, if it is ending or has ended."""
+        request = pb.ReplaceComputeRequest(project_id=project_id, id=id, aibrix_json=block)
+        return _batch(await self._stub.ReplaceCompute(request, timeout=CALL_TIMEOUT_S))
 
     async def get(self, project_id: str, id: str) -> Batch:
         request = pb.GetBatchRequest(project_id=project_id, id=id)
@@ -120,4 +138,6 @@ def _batch(message: batch_pb2.Batch) -> Batch:
         failed_count=message.failed_count,
         usage=from_proto(Usage, message.usage),
         has_run=message.HasField("in_progress_time"),
+        phase=message.phase,
+        compute_lost=message.compute_lost if message.HasField("compute_lost") else None,
     )

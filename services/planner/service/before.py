@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from services.kit.errors import AlreadyExists, InvalidArgument, NotFound
+from services.kit.errors import AlreadyExists, IllegalTransition, InvalidArgument, NotFound
 from services.kit.transactions import Tx
 from services.planner.domain import Provision
 from services.planner.service.batches import Batches
@@ -58,7 +58,7 @@ class Before:
 
     async def planned(self, held: Held) -> Change:
         if held.is_late:
-            return expired()
+            return late(held)
         job = held.job
         if job.provision_id is not None:
             return moved(JobEvent.PREPARE, Line("Uses the compute of an earlier job"))
@@ -66,7 +66,7 @@ class Before:
             provision = await self.manager.provision(held.key, job.project_id, compute_for(job))
         except FINAL as error:
             code = error.context.get("code", "invalid_value")
-            return failed(JobEvent.FAIL_RESOURCE, code, error.message, label="Compute refused")
+            return ending(held, failed(JobEvent.FAIL_RESOURCE, code, error.message, label="Compute refused"))
         line = Line(f"Waiting for compute from {self._asked(held)}", source="resource_manager")
         change = moved(JobEvent.PREPARE, line, provision_id=provision.id)
         return replace(change, due=later(held, self.poll_s).due)
@@ -76,33 +76,45 @@ class Before:
 
     async def preparing(self, held: Held) -> Change:
         if held.is_late:
-            return expired()
+            return late(held)
         now = await self.compute.situation(held, turn=True)
         if over := self.compute.over_budget(held, now):
             return over
         if now.is_lost:
-            return await self.compute.after_failure(held, now)
+            return ending(held, await self.compute.after_failure(held, now))
         assert now.provision is not None
         if not now.runs:
             is_made = now.provision.status is not ProvisionState.PENDING
-            news = await self._news(held, starting(now.provision)) if is_made else ()
+            news = await self.news(held, starting(now.provision)) if is_made else ()
             return later(held, self.poll_s, *news)
         if not now.is_first:
-            return later(held, self.poll_s, *await self._news(held, Line("Waiting for its turn on shared compute")))
+            return later(held, self.poll_s, *await self.news(held, Line("Waiting for its turn on shared compute")))
         return moved(JobEvent.SUBMIT, Line(f"Compute is ready{where(now.provision)}", source="resource_manager"))
 
     async def submitting(self, held: Held) -> Change:
         if held.is_late:
-            return expired()  # a batch that was made a moment ago ends by its own deadline, which is no later
+            return late(held)  # a batch that was made a moment ago ends by its own deadline, which is no later
         now = await self.compute.situation(held)
         if not now.runs:
             return await self._no_machine(held, now)
         try:
-            batch = await self.batches.create(held.job, self.block(held, now), held.key, held.now)
+            return await self._submit(held, self.block(held, now))
+        except IllegalTransition:
+            return off(Line("The batch ends", source="metadata"))
         except FINAL as error:
             code = error.context.get("code", "invalid_value")
-            return failed(JobEvent.FAIL_SUBMIT, code, error.message, label="Batch refused", source="metadata")
-        accepted = (JobEvent.ACCEPT, Line(f"Batch {batch.id} created", source="metadata"))
+            refused = failed(JobEvent.FAIL_SUBMIT, code, error.message, label="Batch refused", source="metadata")
+            return ending(held, refused)
+
+    async def _submit(self, held: Held, block: str) -> Change:
+        job = held.job
+        if job.batch_id is None:
+            batch = await self.batches.create(job, block, held.key, held.now)
+            said = f"Batch {batch.id} created"
+        else:
+            batch = await self.batches.replace_compute(job.project_id, job.batch_id, block)
+            said = f"Batch {batch.id} goes on with the new compute"
+        accepted = (JobEvent.ACCEPT, Line(said, source="metadata"))
         return Change(moves=(accepted,), values={"batch_id": batch.id}, due=later(held, self.poll_s).due)
 
     def block(self, held: Held, now: Situation) -> str:
@@ -111,18 +123,39 @@ class Before:
         return block_for(held.job, now.provision, self.runtimes)
 
     async def _no_machine(self, held: Held, now: Situation) -> Change:
+        if held.job.batch_id is None and (batch := await self.batches.find(held.job, held.key)):
+            return Change(values={"batch_id": batch.id})  # it was made, and nobody lived to note it
         change = await self.compute.after_failure(held, now)
         if change.moves[0][0] is not JobEvent.FAIL_RESOURCE:
             return change
-        return Change(moves=((JobEvent.FAIL_SUBMIT, change.moves[0][1]),), values=change.values)
+        return ending(held, Change(moves=((JobEvent.FAIL_SUBMIT, change.moves[0][1]),), values=change.values))
 
-    async def _news(self, held: Held, line: Line) -> tuple[Line, ...]:
+    async def news(self, held: Held, line: Line) -> tuple[Line, ...]:
         """The line, unless the timeline ends with it already."""
+        return () if await self.last_line(held) == line else (line,)
 
+    async def last_line(self, held: Held) -> Line | None:
         async def work(tx: Tx) -> Line | None:
             return await events.last(tx, held.job.id)
 
-        return () if await self.compute.transactions.read(work) == line else (line,)
+        return await self.compute.transactions.read(work)
+
+
+def ending(held: Held, change: Change) -> Change:
+    """The same, but where there is a batch already it is cancelled first, and what it has done is kept."""
+    if held.job.batch_id is None or change.moves[0][0] not in (JobEvent.FAIL_RESOURCE, JobEvent.FAIL_SUBMIT):
+        return change
+    return Change(moves=((JobEvent.CANCEL, change.moves[0][1]),), values=change.values)
+
+
+def late(held: Held) -> Change:
+    """The end at the deadline. A batch that waited for other compute has the same deadline: see it off."""
+    return expired() if held.job.batch_id is None else off(Line("Expired while waiting for compute"))
+
+
+def off(line: Line) -> Change:
+    """Follow the batch to its end."""
+    return Change(moves=((JobEvent.RUN, line),))
 
 
 def expired() -> Change:

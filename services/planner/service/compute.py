@@ -19,6 +19,10 @@ BUDGET_EXCEEDED = "budget_exceeded"
 COMPUTE_LOST = "compute_lost"
 # Failures before there was a machine: they cost nothing, and may pass with time.
 FREE_CODES = ("NoCapacity", "QuotaExceeded", "ProviderUnavailable")
+# Why there is no compute, as a provision and a job say it.
+COMPUTE_CODES = frozenset(
+    {*FREE_CODES, COMPUTE_LOST, "NoGpuType", "InvalidCredential", "InvalidRequest", "Unhealthy", "Lost", "Timeout"}
+)
 # Machines that a job may use up, and how often it may ask in all.
 MOST_MACHINES = 3
 MOST_ASKED = 100
@@ -26,18 +30,16 @@ MOST_ASKED = 100
 FIRST_PAUSE_S = 15.0
 LONGEST_PAUSE_S = 1800.0
 GOING = (ProvisionState.PENDING, ProvisionState.PROVISIONING, ProvisionState.RUNNING)
-# What belongs to one try, and is gone with it.
+# What belongs to one try, and is gone with it. A batch that has not ended stays: it goes on from what is committed.
 FRESH = {
     "provision_id": None,
-    "batch_id": None,
-    "total_count": 0,
-    "completed_count": 0,
-    "failed_count": 0,
     "submitting_time": None,
     "validating_time": None,
     "in_progress_time": None,
     "finalizing_time": None,
 }
+# What belongs to a batch.
+NO_BATCH = {"batch_id": None, "total_count": 0, "completed_count": 0, "failed_count": 0}
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,12 @@ class Compute:
         )
         return failed(JobEvent.CANCEL, BUDGET_EXCEEDED, message, label="Budget exceeded")
 
-    async def after_failure(self, held: Held, situation: Situation) -> Change:
-        """Another try, if one is allowed, or the end. Nothing of the job has been done yet."""
+    async def after_failure(self, held: Held, situation: Situation, why: str = "") -> Change:
+        """Another try, if one is allowed, or the end. `why`: what its runner says of the machine."""
         provision = situation.provision
         code, message = reason(provision)
+        if why and (provision is None or not provision.error_code):
+            message = why
         if provision is not None and code in FREE_CODES:
             if provision.retryable and held.attempt < MOST_ASKED:
                 return replanned(held, "No compute yet", message, pause(held.attempt))

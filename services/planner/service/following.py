@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,9 +10,9 @@ import structlog
 
 from services.kit.errors import IllegalTransition, NotFound, ServiceError
 from services.planner.service.batches import Batch, Batches
-from services.planner.service.before import FINAL, Before, requests
+from services.planner.service.before import Before, ending, requests
 from services.planner.service.changes import Change, failed, later, moved
-from services.planner.service.compute import Compute, Situation, reason
+from services.planner.service.compute import COMPUTE_CODES, NO_BATCH, Compute, Situation, reason
 from services.planner.states import JobEvent, JobState
 from services.planner.store.events import Line
 from services.planner.store.jobs import Held
@@ -20,12 +21,25 @@ from services.planner.store.jobs import Held
 # results are written. After that the job ends without it, and its compute goes.
 GRACE = timedelta(minutes=5)
 BATCH_LOST = "batch_lost"
-NO_BATCH = "The batch of this job does not exist any more."
+GONE = "The batch of this job does not exist any more."
 OVERDUE = "The batch did not end in time; the compute is given back without waiting for it."
 
 MOVES = {
     "IN_PROGRESS": (JobState.IN_PROGRESS, JobEvent.RUN, Line("Running", source="metadata")),
     "FINALIZING": (JobState.FINALIZING, JobEvent.FINALIZE, Line("Writing results", source="metadata")),
+}
+# What a runner says it is doing, and what the timeline says then.
+STARTING = tuple(
+    Line(label, source="metadata")
+    for label in ("Connecting to the machine", "Pulling the engine's image", "Starting the engine", "Loading the model")
+)
+UP = Line("The engine is ready", source="metadata")
+ENGINE = {
+    "launching: connecting": STARTING[0],
+    "launching: pulling": STARTING[1],
+    "launching: starting": STARTING[2],
+    "launching: loading": STARTING[3],
+    "dispatching": UP,
 }
 BATCH_CANCELLED = (JobEvent.CANCEL, Line("The batch was cancelled", source="metadata"))
 CONFIRMED = (JobEvent.CONFIRM_CANCEL, Line("Cancelled"))
@@ -50,35 +64,47 @@ class Following:
         try:
             batch = await self.batches.get(job.project_id, job.batch_id)
         except NotFound:
-            return failed(JobEvent.FAIL, BATCH_LOST, NO_BATCH, label="Failed")
+            return failed(JobEvent.FAIL, BATCH_LOST, GONE, label="Failed")
         now = await self.compute.situation(held)
         if batch.has_ended:
             return await self._ended(held, batch, now)
-        if now.is_lost:
-            return await self._lost(held, batch, now)
-        if over := self.compute.over_budget(held, now):
-            return over
         if held.now >= job.expires_time + GRACE:
             await self._try_to_cancel(held)
             return failed(JobEvent.EXPIRE, "expired", OVERDUE, label="Expired")
-        return self._went_on(held, batch)
+        if over := self.compute.over_budget(held, now):
+            return over
+        if now.is_lost or batch.compute_lost is not None:
+            return await self._lost(held, batch, now)
+        return await self._went_on(held, batch)
 
-    def _went_on(self, held: Held, batch: Batch) -> Change:
+    async def _went_on(self, held: Held, batch: Batch) -> Change:
         values = progress(held, batch)
         if batch.state == "CANCELLING":
             return Change(moves=(BATCH_CANCELLED,), values=values)
         if batch.state in MOVES and held.job.status is not MOVES[batch.state][0]:
             _, event, line = MOVES[batch.state]
             return Change(moves=((event, line),), values=values, due=later(held, self.look_s).due)
-        return later(held, self.look_s, **values)
+        return later(held, self.look_s, *await self._news(held, batch), **values)
+
+    async def _news(self, held: Held, batch: Batch) -> tuple[Line, ...]:
+        """How far the start of the engine is, if that has changed."""
+        line = ENGINE.get(batch.phase)
+        if line is None:
+            return ()
+        if line is not UP:
+            return await self.before.news(held, line)
+        return (UP,) if await self.before.last_line(held) in STARTING else ()
 
     async def _lost(self, held: Held, batch: Batch, now: Situation) -> Change:
-        """Its options name a machine that is gone. It is ended first, so that what it has done is kept."""
-        if batch.state == "CANCELLING":
+        """Its block names a machine that is gone: it goes on with another one, from what is committed, unless it ends."""
+        if batch.state == "CANCELLING" or held.is_late:
             return later(held, self.poll_s, **progress(held, batch))
-        await self._try_to_cancel(held)
-        line = Line("Compute was lost, ending the batch", reason(now.provision)[1], "resource_manager")
-        return later(held, self.poll_s, line, **progress(held, batch))
+        why = batch.compute_lost or ""
+        change = ending(held, await self.compute.after_failure(held, now, why))
+        if now.provision is not None and not now.is_lost:
+            # Its provider calls it up, but its runner cannot reach it: it would cost, and nobody would use it.
+            await self.before.manager.release(now.provision.id)
+        return replace(change, values={**progress(held, batch), **change.values})
 
     async def _ended(self, held: Held, batch: Batch, now: Situation) -> Change:
         if batch.state in ("CANCELLED", "FAILED") and now.is_lost:
@@ -109,7 +135,8 @@ class Following:
         """A new try, as long as nothing was done: results of a batch that was ended cannot go on in another one."""
         change = await self.compute.after_failure(held, now)
         if not batch.has_results and not held.is_late:
-            return change
+            again = change.moves[0][0] is JobEvent.REPLAN
+            return replace(change, values={**change.values, **NO_BATCH}) if again else change
         code, why = reason(now.provision)
         message = (
             f"{why} {requests(batch.completed_count + batch.failed_count)} of {batch.total_count:,} had been done."
@@ -126,7 +153,9 @@ class Following:
             await self._try_to_cancel(held)
             return confirmed(held, OVERDUE)
         if job.batch_id is None:
-            return await self._cancel_early(held)
+            found = await self.batches.find(job, held.key) if job.submitting_time is not None else None
+            # Where it was made, and nobody lived to note it, it is cancelled as any other.
+            return Change(values={"batch_id": found.id}) if found else confirmed(held)
         try:
             batch = await self.batches.get(job.project_id, job.batch_id)
         except NotFound:
@@ -137,19 +166,6 @@ class Following:
         if batch.state != "CANCELLING":
             await self._cancel(held)
         return later(held, self.poll_s, **progress(held, batch))
-
-    async def _cancel_early(self, held: Held) -> Change:
-        """A batch may have been made that nobody noted: the same call tells which one it is."""
-        if held.job.submitting_time is None:
-            return confirmed(held)
-        now = await self.compute.situation(held)
-        if not now.runs:
-            return confirmed(held)
-        try:
-            batch = await self.batches.create(held.job, self.before.block(held, now), held.key, held.now)
-        except FINAL:
-            return confirmed(held)
-        return Change(values={"batch_id": batch.id})
 
     async def _cancel(self, held: Held) -> None:
         assert held.job.batch_id is not None
@@ -170,8 +186,10 @@ class Following:
 
 def confirmed(held: Held, why: str = "") -> Change:
     """The end of a job that was to be cancelled; if it was for a fault of its own, it has failed."""
-    if held.job.error_code is not None:
-        return moved(JobEvent.FAIL, Line("Failed", held.job.error_message or ""))
+    code = held.job.error_code
+    if code is not None:
+        event = JobEvent.FAIL_RESOURCE if code in COMPUTE_CODES else JobEvent.FAIL
+        return moved(event, Line("Failed", held.job.error_message or ""))
     return moved(JobEvent.CONFIRM_CANCEL, Line("Cancelled", why))
 
 

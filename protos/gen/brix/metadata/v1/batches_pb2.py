@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from brix.type.v1 import batch_pb2 as brix_dot_type_dot_v1_dot_batch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62rix/metadata/v1/batches.proto\x12\x10\x62rix.metadata.v1\x1a\x18\x62rix/type/v1/batch.proto\"\xcc\x02\n\x12\x43reateBatchRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x15\n\rinput_file_id\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x19\n\x11\x63ompletion_window\x18\x04 \x01(\t\x12\x1a\n\rmetadata_json\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0b\x61ibrix_json\x18\x06 \x01(\tH\x01\x88\x01\x01\x12#\n\x16output_expires_after_s\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12\x1c\n\x0fidempotency_key\x18\x08 \x01(\tH\x03\x88\x01\x01\x12\x14\n\x0crequest_hash\x18\t \x01(\tB\x10\n\x0e_metadata_jsonB\x0e\n\x0c_aibrix_jsonB\x19\n\x17_output_expires_after_sB\x12\n\x10_idempotency_key\"t\n\x15ValidateBatchResponse\x12(\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x18.brix.type.v1.BatchError\x12\x13\n\x0btotal_count\x18\x02 \x01(\x03\x12\x12\n\x05model\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_model\"1\n\x0fGetBatchRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"Y\n\x12ListBatchesRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"M\n\x13ListBatchesResponse\x12$\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x13.brix.type.v1.Batch\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"4\n\x12\x43\x61ncelBatchRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"L\n\x15ReplaceComputeRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x13\n\x0b\x61ibrix_json\x18\x03 \x01(\t2\xf2\x03\n\x0c\x42\x61tchService\x12H\n\x0b\x43reateBatch\x12$.brix.metadata.v1.CreateBatchRequest\x1a\x13.brix.type.v1.Batch\x12^\n\rValidateBatch\x12$.brix.metadata.v1.CreateBatchRequest\x1a\'.brix.metadata.v1.ValidateBatchResponse\x12\x42\n\x08GetBatch\x12!.brix.metadata.v1.GetBatchRequest\x1a\x13.brix.type.v1.Batch\x12Z\n\x0bListBatches\x12$.brix.metadata.v1.ListBatchesRequest\x1a%.brix.metadata.v1.ListBatchesResponse\x12H\n\x0b\x43\x61ncelBatch\x12$.brix.metadata.v1.CancelBatchRequest\x1a\x13.brix.type.v1.Batch\x12N\n\x0eReplaceCompute\x12\'.brix.metadata.v1.ReplaceComputeRequest\x1a\x13.brix.type.v1.Batchb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62rix/metadata/v1/batches.proto\x12\x10\x62rix.metadata.v1\x1a\x18\x62rix/type/v1/batch.proto\"\xcc\x02\n\x12\x43reateBatchRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x15\n\rinput_file_id\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x19\n\x11\x63ompletion_window\x18\x04 \x01(\t\x12\x1a\n\rmetadata_json\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0b\x61ibrix_json\x18\x06 \x01(\tH\x01\x88\x01\x01\x12#\n\x16output_expires_after_s\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12\x1c\n\x0fidempotency_key\x18\x08 \x01(\tH\x03\x88\x01\x01\x12\x14\n\x0crequest_hash\x18\t \x01(\tB\x10\n\x0e_metadata_jsonB\x0e\n\x0c_aibrix_jsonB\x19\n\x17_output_expires_after_sB\x12\n\x10_idempotency_key\"t\n\x15ValidateBatchResponse\x12(\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x18.brix.type.v1.BatchError\x12\x13\n\x0btotal_count\x18\x02 \x01(\x03\x12\x12\n\x05model\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_model\"1\n\x0fGetBatchRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"?\n\x10\x46indBatchRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"Y\n\x12ListBatchesRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"M\n\x13ListBatchesResponse\x12$\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x13.brix.type.v1.Batch\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"4\n\x12\x43\x61ncelBatchRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"L\n\x15ReplaceComputeRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x13\n\x0b\x61ibrix_json\x18\x03 \x01(\t2\xb8\x04\n\x0c\x42\x61tchService\x12H\n\x0b\x43reateBatch\x12$.brix.metadata.v1.CreateBatchRequest\x1a\x13.brix.type.v1.Batch\x12^\n\rValidateBatch\x12$.brix.metadata.v1.CreateBatchRequest\x1a\'.brix.metadata.v1.ValidateBatchResponse\x12\x42\n\x08GetBatch\x12!.brix.metadata.v1.GetBatchRequest\x1a\x13.brix.type.v1.Batch\x12\x44\n\tFindBatch\x12\".brix.metadata.v1.FindBatchRequest\x1a\x13.brix.type.v1.Batch\x12Z\n\x0bListBatches\x12$.brix.metadata.v1.ListBatchesRequest\x1a%.brix.metadata.v1.ListBatchesResponse\x12H\n\x0b\x43\x61ncelBatch\x12$.brix.metadata.v1.CancelBatchRequest\x1a\x13.brix.type.v1.Batch\x12N\n\x0eReplaceCompute\x12\'.brix.metadata.v1.ReplaceComputeRequest\x1a\x13.brix.type.v1.Batchb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,14 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VALIDATEBATCHRESPONSE']._serialized_end=529
   _globals['_GETBATCHREQUEST']._serialized_start=531
   _globals['_GETBATCHREQUEST']._serialized_end=580
-  _globals['_LISTBATCHESREQUEST']._serialized_start=582
-  _globals['_LISTBATCHESREQUEST']._serialized_end=671
-  _globals['_LISTBATCHESRESPONSE']._serialized_start=673
-  _globals['_LISTBATCHESRESPONSE']._serialized_end=750
-  _globals['_CANCELBATCHREQUEST']._serialized_start=752
-  _globals['_CANCELBATCHREQUEST']._serialized_end=804
-  _globals['_REPLACECOMPUTEREQUEST']._serialized_start=806
-  _globals['_REPLACECOMPUTEREQUEST']._serialized_end=882
-  _globals['_BATCHSERVICE']._serialized_start=885
-  _globals['_BATCHSERVICE']._serialized_end=1383
+  _globals['_FINDBATCHREQUEST']._serialized_start=582
+  _globals['_FINDBATCHREQUEST']._serialized_end=645
+  _globals['_LISTBATCHESREQUEST']._serialized_start=647
+  _globals['_LISTBATCHESREQUEST']._serialized_end=736
+  _globals['_LISTBATCHESRESPONSE']._serialized_start=738
+  _globals['_LISTBATCHESRESPONSE']._serialized_end=815
+  _globals['_CANCELBATCHREQUEST']._serialized_start=817
+  _globals['_CANCELBATCHREQUEST']._serialized_end=869
+  _globals['_REPLACECOMPUTEREQUEST']._serialized_start=871
+  _globals['_REPLACECOMPUTEREQUEST']._serialized_end=947
+  _globals['_BATCHSERVICE']._serialized_start=950
+  _globals['_BATCHSERVICE']._serialized_end=1518
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,11 @@ class BatchServiceStub:
                 request_serializer=brix_dot_metadata_dot_v1_dot_batches__pb2.GetBatchRequest.SerializeToString,
                 response_deserializer=brix_dot_type_dot_v1_dot_batch__pb2.Batch.FromString,
                 _registered_method=True)
+        self.FindBatch = channel.unary_unary(
+                '/brix.metadata.v1.BatchService/FindBatch',
+                request_serializer=brix_dot_metadata_dot_v1_dot_batches__pb2.FindBatchRequest.SerializeToString,
+                response_deserializer=brix_dot_type_dot_v1_dot_batch__pb2.Batch.FromString,
+                _registered_method=True)
         self.ListBatches = channel.unary_unary(
                 '/brix.metadata.v1.BatchService/ListBatches',
                 request_serializer=brix_dot_metadata_dot_v1_dot_batches__pb2.ListBatchesRequest.SerializeToString,
@@ -96,6 +101,13 @@ class BatchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindBatch(self, request, context):
+        """The batch that CreateBatch made for an idempotency key, as long as the key is remembered. Error: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListBatches(self, request, context):
         """One page, newest first by (create_time, id). An unknown cursor gives an empty page.
         """
@@ -136,6 +148,11 @@ def add_BatchServiceServicer_to_server(servicer, server):
             'GetBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBatch,
                     request_deserializer=brix_dot_metadata_dot_v1_dot_batches__pb2.GetBatchRequest.FromString,
+                    response_serializer=brix_dot_type_dot_v1_dot_batch__pb2.Batch.SerializeToString,
+            ),
+            'FindBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindBatch,
+                    request_deserializer=brix_dot_metadata_dot_v1_dot_batches__pb2.FindBatchRequest.FromString,
                     response_serializer=brix_dot_type_dot_v1_dot_batch__pb2.Batch.SerializeToString,
             ),
             'ListBatches': grpc.unary_unary_rpc_method_handler(
@@ -235,6 +252,33 @@ class BatchService:
             target,
             '/brix.metadata.v1.BatchService/GetBatch',
             brix_dot_metadata_dot_v1_dot_batches__pb2.GetBatchRequest.SerializeToString,
+            brix_dot_type_dot_v1_dot_batch__pb2.Batch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/brix.metadata.v1.BatchService/FindBatch',
+            brix_dot_metadata_dot_v1_dot_batches__pb2.FindBatchRequest.SerializeToString,
             brix_dot_type_dot_v1_dot_batch__pb2.Batch.FromString,
             options,
             channel_credentials,

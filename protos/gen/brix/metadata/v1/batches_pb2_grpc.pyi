@@ -45,6 +45,8 @@ class BatchServiceStub:
     """
     GetBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.GetBatchRequest, _batch_pb2.Batch]
     """Error: NOT_FOUND (also for another project's batch)."""
+    FindBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.FindBatchRequest, _batch_pb2.Batch]
+    """The batch that CreateBatch made for an idempotency key, as long as the key is remembered. Error: NOT_FOUND."""
     ListBatches: _grpc.UnaryUnaryMultiCallable[_batches_pb2.ListBatchesRequest, _batches_pb2.ListBatchesResponse]
     """One page, newest first by (create_time, id). An unknown cursor gives an empty page."""
     CancelBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.CancelBatchRequest, _batch_pb2.Batch]
@@ -73,6 +75,8 @@ class BatchServiceAsyncStub(BatchServiceStub):
     """
     GetBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.GetBatchRequest, _batch_pb2.Batch]  # type: ignore[assignment]
     """Error: NOT_FOUND (also for another project's batch)."""
+    FindBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.FindBatchRequest, _batch_pb2.Batch]  # type: ignore[assignment]
+    """The batch that CreateBatch made for an idempotency key, as long as the key is remembered. Error: NOT_FOUND."""
     ListBatches: _aio.UnaryUnaryMultiCallable[_batches_pb2.ListBatchesRequest, _batches_pb2.ListBatchesResponse]  # type: ignore[assignment]
     """One page, newest first by (create_time, id). An unknown cursor gives an empty page."""
     CancelBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.CancelBatchRequest, _batch_pb2.Batch]  # type: ignore[assignment]
@@ -116,6 +120,14 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_batch_pb2.Batch, _abc.Awaitable[_batch_pb2.Batch]]:
         """Error: NOT_FOUND (also for another project's batch)."""
+
+    @_abc_1.abstractmethod
+    def FindBatch(
+        self,
+        request: _batches_pb2.FindBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batch_pb2.Batch, _abc.Awaitable[_batch_pb2.Batch]]:
+        """The batch that CreateBatch made for an idempotency key, as long as the key is remembered. Error: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListBatches(
