@@ -18,6 +18,7 @@ chmod 644 deploy/secrets/api_keys # read by the container's user; it holds a has
   echo "POSTGRES_PASSWORD=$(random 20)"
   echo "S3_ACCESS_KEY_ID=$(random 8)"
   echo "S3_SECRET_ACCESS_KEY=$(random 20)"
+  echo "SECRETS_ENCRYPTION_KEY=$(random 32)"
   echo "# Base URLs of your engines, comma-separated; batches that name no endpoint go there."
   echo "AIBRIX_DEFAULT_ENDPOINT="
 } >.env

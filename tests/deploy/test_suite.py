@@ -40,6 +40,7 @@ class Machine:
             "POSTGRES_PASSWORD": "unused",
             "S3_ACCESS_KEY_ID": objects["access_key_id"],
             "S3_SECRET_ACCESS_KEY": objects["secret_access_key"],
+            "SECRETS_ENCRYPTION_KEY": "ab" * 32,
             "AIBRIX_DEFAULT_ENDPOINT": engine,
         }
         self.ports = {role: free_port() for role in ROLES}
@@ -62,7 +63,7 @@ class Machine:
             return f"127.0.0.1:{self.ports[value.partition(':')[0]]}"
         if key.endswith("METRICS_LISTEN"):
             return f"127.0.0.1:{free_port()}"
-        if key == "AIBRIX_METADATA__DATABASE_URL":
+        if key.endswith("__DATABASE_URL"):
             assert urlsplit(value).hostname == "postgres"
             return self.database_url
         if key == "AIBRIX_OBJECTS__ENDPOINT":
