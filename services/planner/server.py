@@ -77,6 +77,7 @@ async def run(settings: Settings, now: Now = db_now) -> AsyncIterator[str]:
                     yield address
                 finally:
                     watch.stop()
+            await advance.stop()
 
 
 def advancing(

@@ -13,7 +13,8 @@ from services.kit.states import Machine, NamedState
 
 class JobState(NamedState):
     QUEUED = auto()
-    """Waits for the policy. The input file is validated before anything else: nothing is spent on a wrong one."""
+    """Waits for the policy. The input file is validated before anything else: nothing is spent on a wrong one. A job for
+    which there was no compute is back here, and rests a while."""
     PLANNED = auto()
     """The policy chose it, and its provision is written down. If the planner dies, another asks for the same provision."""
     RESOURCE_PREPARING = auto()
@@ -48,6 +49,7 @@ class JobEvent(StrEnum):
     RUN = "run"
     FINALIZE = "finalize"
     REPLAN = "replan"
+    REQUEUE = "requeue"
     CANCEL = "cancel"
     COMPLETE = "complete"
     FAIL = "fail"
@@ -70,11 +72,13 @@ LIFECYCLE = Machine({
     E.PREPARE:        ({S.PLANNED},                                           S.RESOURCE_PREPARING),
     E.SUBMIT:         ({S.RESOURCE_PREPARING},                                S.SUBMITTING),
     E.ACCEPT:         ({S.SUBMITTING},                                        S.VALIDATING),
-    # The first three, to see a batch off that waited for other compute until it had to end.
-    E.RUN:            ({S.PLANNED, S.RESOURCE_PREPARING, S.SUBMITTING, S.VALIDATING}, S.IN_PROGRESS),
+    # From before SUBMITTING only to see a batch off that waited for other compute until it had to end.
+    E.RUN:            ({*BEFORE_BATCH, S.VALIDATING},                         S.IN_PROGRESS),
     E.FINALIZE:       ({S.VALIDATING, S.SUBMITTING, S.IN_PROGRESS},           S.FINALIZING),
     # The compute was lost or refused, and another try is allowed.
     E.REPLAN:         ({S.RESOURCE_PREPARING, S.SUBMITTING, *WITH_BATCH},     S.PLANNED),
+    # There was no compute: the policy decides again, a while later or when some has become free.
+    E.REQUEUE:        ({S.RESOURCE_PREPARING, S.SUBMITTING, *WITH_BATCH},     S.QUEUED),
     E.CANCEL:         ({*BEFORE_BATCH, *WITH_BATCH},                          S.CANCELLING),
     E.COMPLETE:       ({S.SUBMITTING, *WITH_BATCH, S.CANCELLING},             S.COMPLETED),
     E.FAIL:           ({S.QUEUED, S.PLANNED, S.SUBMITTING, *WITH_BATCH, S.CANCELLING}, S.FAILED),

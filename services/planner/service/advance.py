@@ -84,8 +84,7 @@ class AdvanceService:
             log.warning("a job is left until its lease ends", job_id=held.job.id, error=error.message)
         except Exception:
             log.exception("a job is left until its lease ends", job_id=held.job.id)
-        finally:
-            self._mine.discard(held.job.id)
+        self._mine.discard(held.job.id)  # not where we are cancelled: see `stop`
 
     async def _go_on(self, held: Held) -> None:
         while True:
@@ -129,6 +128,22 @@ class AdvanceService:
         """Go on with jobs whose compute is ready, or will never be, or is gone."""
         if await self.transactions.write(leases.wake_waiting):
             self.writer.bells.to_act.ring()
+        if await self.transactions.write(leases.wake_resting):
+            self.writer.bells.to_plan.ring()
+
+    async def stop(self) -> None:
+        """The process ends: others need not wait until its leases run out. Nothing acts on a job any more."""
+
+        if not self._mine:
+            return
+
+        async def work(tx: Tx) -> int:
+            return await leases.let_go_all(tx, self.owner, self._mine)
+
+        try:
+            await self.transactions.write(work)
+        except ServiceError as error:
+            log.warning("leases were not let go, they will run out", error=error.message)
 
     async def count(self) -> None:
         """Set the gauges, and how often batches are looked at."""

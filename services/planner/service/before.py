@@ -34,9 +34,9 @@ class Before:
 
     async def queued(self, held: Held) -> Change:
         if held.is_late:
-            return expired()
+            return late(held)
         if held.validated:
-            return Change(due=held.job.expires_time)
+            return Change(values={"rest_until_time": None}, due=held.job.expires_time)
         return await self._check_input(held)
 
     async def _check_input(self, held: Held) -> Change:
@@ -95,6 +95,8 @@ class Before:
         if held.is_late:
             return late(held)  # a batch that was made a moment ago ends by its own deadline, which is no later
         now = await self.compute.situation(held)
+        if over := self.compute.over_budget(held, now):
+            return over
         if not now.runs:
             return await self._no_machine(held, now)
         try:
@@ -127,7 +129,7 @@ class Before:
             return Change(values={"batch_id": batch.id})  # it was made, and nobody lived to note it
         change = await self.compute.after_failure(held, now)
         if change.moves[0][0] is not JobEvent.FAIL_RESOURCE:
-            return change
+            return change  # another try
         return ending(held, Change(moves=((JobEvent.FAIL_SUBMIT, change.moves[0][1]),), values=change.values))
 
     async def news(self, held: Held, line: Line) -> tuple[Line, ...]:

@@ -100,7 +100,7 @@ class Writer:
             self.bells.to_act.ring()  # for its release, and for those that share its compute
         if job.status is JobState.RESOURCE_PREPARING and before.job.status is not job.status:
             self.bells.to_wake.ring()  # its compute may have been ready before we wrote that it waits
-        if after.validated != before.validated or job.status in (*TERMINAL, JobState.RESOURCE_PREPARING):
+        if job.status in (*TERMINAL, JobState.RESOURCE_PREPARING, JobState.QUEUED):
             self.bells.to_plan.ring()
 
 

@@ -25,8 +25,8 @@ COMPUTE_CODES = frozenset(
 )
 # Machines that a job may use up, and how often it may ask in all.
 MOST_MACHINES = 3
-MOST_ASKED = 100
-# Seconds until compute is asked for again where there was none: twice as long after every try.
+MOST_ASKED = 1000
+# Seconds until compute is asked for again where there was none, and none was given back: twice as long after every try.
 FIRST_PAUSE_S = 15.0
 LONGEST_PAUSE_S = 1800.0
 GOING = (ProvisionState.PENDING, ProvisionState.PROVISIONING, ProvisionState.RUNNING)
@@ -37,6 +37,7 @@ FRESH = {
     "validating_time": None,
     "in_progress_time": None,
     "finalizing_time": None,
+    "dispatch_time": None,
 }
 # What belongs to a batch.
 NO_BATCH = {"batch_id": None, "total_count": 0, "completed_count": 0, "failed_count": 0}
@@ -103,9 +104,9 @@ class Compute:
             message = why
         if provision is not None and code in FREE_CODES:
             if provision.retryable and held.attempt < MOST_ASKED:
-                return replanned(held, "No compute yet", message, pause(held.attempt))
+                return requeued(held, "No compute yet", message, pause(held.attempt))
         elif (provision is None or provision.retryable or not provision.error_code) and not await self._used_up(held):
-            return replanned(held, "Compute was lost, asking for other", message, 0.0)
+            return replanned(held, "Compute was lost, asking for other", message)
         return failed(JobEvent.FAIL_RESOURCE, code, message, label="No compute", source="resource_manager")
 
     async def _used_up(self, held: Held) -> bool:
@@ -127,11 +128,14 @@ def pause(attempt: int) -> float:
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(attempt - 1, 20))
 
 
-def replanned(held: Held, label: str, message: str, seconds: float) -> Change:
-    """A new provision, under the next key."""
-    values = FRESH | {"attempt": held.attempt + 1}
+def replanned(held: Held, label: str, message: str) -> Change:
+    """A new provision, under the next key, at once."""
     line = Line(label, message, "resource_manager")
-    if not seconds:
-        return moved(JobEvent.REPLAN, line, **values)
-    due = min(held.now + timedelta(seconds=seconds), held.job.expires_time)
-    return Change(moves=((JobEvent.REPLAN, line),), values=values, due=due)
+    return moved(JobEvent.REPLAN, line, **FRESH, attempt=held.attempt + 1)
+
+
+def requeued(held: Held, label: str, message: str, seconds: float) -> Change:
+    """Back to the queue: the policy sees it again after so many seconds, or when compute was given back."""
+    until = min(held.now + timedelta(seconds=seconds), held.job.expires_time)
+    move = (JobEvent.REQUEUE, Line(label, message, "resource_manager"))
+    return Change(moves=(move,), values=FRESH | {"rest_until_time": until}, due=until)

@@ -37,7 +37,7 @@ class Ending:
 
         async def work(tx: Tx) -> Line | None:
             compute = await costs.list_compute(tx, [held])
-            if not compute:
+            if not any(provision.machines for provision in compute):
                 return None
             cost = cost_of(held, compute, await costs.list_guests(tx, [provision.id for provision in compute]))
             said = f"It has cost {cost:.2f} US dollars." if cost >= 0.005 else ""

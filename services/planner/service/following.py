@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from services.kit.errors import IllegalTransition, NotFound, ServiceError
+from services.kit.errors import IllegalTransition, NotFound, ServiceError, Unavailable
 from services.planner.service.batches import Batch, Batches
 from services.planner.service.before import Before, ending, requests
 from services.planner.service.changes import Change, failed, later, moved
@@ -33,13 +33,14 @@ STARTING = tuple(
     Line(label, source="metadata")
     for label in ("Connecting to the machine", "Pulling the engine's image", "Starting the engine", "Loading the model")
 )
+DISPATCHING = "dispatching"
 UP = Line("The engine is ready", source="metadata")
 ENGINE = {
     "launching: connecting": STARTING[0],
     "launching: pulling": STARTING[1],
     "launching: starting": STARTING[2],
     "launching: loading": STARTING[3],
-    "dispatching": UP,
+    DISPATCHING: UP,
 }
 BATCH_CANCELLED = (JobEvent.CANCEL, Line("The batch was cancelled", source="metadata"))
 CONFIRMED = (JobEvent.CONFIRM_CANCEL, Line("Cancelled"))
@@ -65,20 +66,30 @@ class Following:
             batch = await self.batches.get(job.project_id, job.batch_id)
         except NotFound:
             return failed(JobEvent.FAIL, BATCH_LOST, GONE, label="Failed")
+        except Unavailable:
+            # Its machine costs, whether or not metadata answers.
+            if stop := await self._must_stop(held, await self.compute.situation(held)):
+                return stop
+            raise
         now = await self.compute.situation(held)
         if batch.has_ended:
             return await self._ended(held, batch, now)
-        if held.now >= job.expires_time + GRACE:
-            await self._try_to_cancel(held)
-            return failed(JobEvent.EXPIRE, "expired", OVERDUE, label="Expired")
-        if over := self.compute.over_budget(held, now):
-            return over
+        if stop := await self._must_stop(held, now):
+            return stop
         if now.is_lost or batch.compute_lost is not None:
             return await self._lost(held, batch, now)
         return await self._went_on(held, batch)
 
+    async def _must_stop(self, held: Held, now: Situation) -> Change | None:
+        if held.now >= held.job.expires_time + GRACE:
+            await self._try_to_cancel(held)
+            return failed(JobEvent.EXPIRE, "expired", OVERDUE, label="Expired")
+        return self.compute.over_budget(held, now)
+
     async def _went_on(self, held: Held, batch: Batch) -> Change:
         values = progress(held, batch)
+        if batch.phase == DISPATCHING and held.dispatch_time is None:
+            values["dispatch_time"] = held.now
         if batch.state == "CANCELLING":
             return Change(moves=(BATCH_CANCELLED,), values=values)
         if batch.state in MOVES and held.job.status is not MOVES[batch.state][0]:

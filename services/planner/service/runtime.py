@@ -9,12 +9,11 @@ from typing import Any
 
 from services.kit.engines import table as engines
 from services.kit.settings import Settings
+from services.kit.spec.ssh import SSH_TARGETS
 from services.kit.spec.template import TemplateSpec
 from services.planner.domain import AcceleratorPreference, Group, Job, Machine, Provision, ProvisionSpec
 from services.planner.service.documents import ResourceRequest, read_request, read_spec
 
-# Clouds whose machines the runner reaches by SSH, to start the engine there.
-CLOUDS = ("runpod", "lambdaCloud")
 # Runtimes that find everything by themselves.
 PLAIN = ("local", "kubernetes")
 STATIC = "static"
@@ -108,7 +107,7 @@ def _runtime(job: Job, provider: str, machine: Machine, runtimes: Runtimes) -> d
         options: dict[str, Any] = {"base_url": machine.http_base_url, "api_key_env": runtimes.api_keys.get(machine.id)}
     else:
         options = {name: getattr(machine, name) for name in FIELDS} | {"model": job.model}
-    if provider in CLOUDS:
+    if target in SSH_TARGETS:
         spec = read_spec(job.model_template_spec_json or "")
         options |= {"vllm_args": _arguments(spec, runtimes), "image": spec.engine.image}
     return {"target": target, "options": {name: value for name, value in options.items() if value}}

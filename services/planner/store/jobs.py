@@ -20,7 +20,7 @@ JOB_PREFIX = "job_"
 ELSEWHERE = ("provision", "events", "cost_usd", "request_counts", "usage")
 PLAIN = [name for name in Job.__dataclass_fields__ if name not in ELSEWHERE]
 COLUMNS = [t.c[name] for name in (*PLAIN, *COUNTS, *USAGE)]
-HELD_COLUMNS = [*COLUMNS, t.c.attempt, t.c.validated, t.c.lease_token]
+HELD_COLUMNS = [*COLUMNS, t.c.attempt, t.c.validated, t.c.lease_token, t.c.dispatch_time, t.c.rest_until_time]
 # Built once: to name that many columns anew takes longer than all else about a statement.
 SELECT_HELD = sa.select(*HELD_COLUMNS)
 UPDATE_HELD = t.update().returning(*HELD_COLUMNS)
@@ -35,6 +35,9 @@ class Held:
     """How often compute was asked for; the number in the key of the provision and of the batch."""
     validated: bool
     lease_token: int
+    dispatch_time: datetime | None
+    """When its requests began to flow, as far as anybody saw it."""
+    rest_until_time: datetime | None
     now: datetime
 
     @property
@@ -69,6 +72,8 @@ def as_held(row: Row, now: datetime) -> Held:
         attempt=row["attempt"],
         validated=row["validated"],
         lease_token=row["lease_token"],
+        dispatch_time=row["dispatch_time"],
+        rest_until_time=row["rest_until_time"],
         now=now,
     )
 

@@ -71,6 +71,26 @@ async def wake_waiting(tx: Tx) -> int:
     return changed
 
 
+async def wake_resting(tx: Tx) -> int:
+    """Show those to the policy again that found no compute, if some was given back since they looked; how many."""
+    given_back = sa.select(provisions.c.released_time).where(
+        provisions.c.status == ProvisionState.RELEASED, provisions.c.error_code.is_(None)
+    )
+    latest = given_back.order_by(provisions.c.released_time.desc()).limit(1).scalar_subquery()
+    rests = (t.c.status == JobState.QUEUED, t.c.rest_until_time.is_not(None), t.c.planned_time < latest)
+    resting = sa.select(t.c.id).where(*rests).order_by(t.c.id).with_for_update(skip_locked=True)
+    ids = [row["id"] for row in await tx.rows(resting)]
+    if not ids:
+        return 0
+    return await tx.run(t.update().where(t.c.id.in_(ids)).values(rest_until_time=None, due_time=t.c.expires_time))
+
+
+async def let_go_all(tx: Tx, owner: str, ids: Iterable[str]) -> int:
+    """End the leases of those jobs that `owner` still holds; how many."""
+    mine = (t.c.id.in_(list(ids)), t.c.lease_owner == owner)
+    return await tx.run(t.update().where(*mine).values(lease_owner=None, lease_expire_time=None))
+
+
 async def wake_sharing(tx: Tx, provision_id: str) -> int:
     """Make the live jobs on a provision due: the one before them has ended."""
     return await _wake(

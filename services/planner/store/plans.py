@@ -62,12 +62,13 @@ async def lock(tx: Tx) -> None:
 
 
 # Whether the policy has something to decide: a look that takes no lock.
-HAS_WAITING = sa.select(t.c.id).where(t.c.status == JobState.QUEUED, t.c.validated).limit(1)
+WAITING = (t.c.status == JobState.QUEUED, t.c.validated, t.c.rest_until_time.is_(None))
+HAS_WAITING = sa.select(t.c.id).where(*WAITING).limit(1)
 
 
 async def list_waiting(tx: Tx, *, with_kin: bool) -> list[Waiting]:
     """Jobs that the policy may start: those of highest priority, and those with the nearest deadlines."""
-    ready = sa.select(t.c.id).where(t.c.status == JobState.QUEUED, t.c.validated, t.c.expires_time > tx.now)
+    ready = sa.select(t.c.id).where(*WAITING, t.c.expires_time > tx.now)
     first = ready.order_by(t.c.priority.desc(), t.c.expires_time, t.c.id).limit(WINDOW)
     near = ready.order_by(t.c.expires_time, t.c.id).limit(WINDOW)
     ids = {row["id"] for row in [*await tx.rows(first), *await tx.rows(near)]}
@@ -112,28 +113,32 @@ async def count_provisions(tx: Tx) -> int:
     exist = sa.select(sa.func.count()).select_from(provisions).where(provisions.c.status.in_(LIVE_PROVISIONS))
     to_ask = sa.select(sa.func.count()).select_from(t)
     planned = to_ask.where(t.c.status == JobState.PLANNED, t.c.provision_id.is_(None))
-    return int(await tx.scalar(exist)) + int(await tx.scalar(planned))
+    # In this order: one that is asked for in between counts twice rather than not at all.
+    return int(await tx.scalar(planned)) + int(await tx.scalar(exist))
 
 
 async def seconds_per_request(tx: Tx, project_id: str, template: str) -> float | None:
-    """How long a request of this template took, by the latest jobs that completed; None: there are none."""
+    """How long a request of this template took, by the latest jobs that completed; None: there are none.
+
+    Only those count whose requests were seen to flow: before that the machine and the model came up.
+    """
     latest = (
-        sa.select(t.c.in_progress_time, t.c.completed_time, t.c.total_count, t.c.status)
+        sa.select(t.c.dispatch_time, t.c.completed_time, t.c.total_count, t.c.status)
         .where(t.c.project_id == project_id, t.c.model_template_name == template)
         .order_by(t.c.create_time.desc(), t.c.id.desc())
         .limit(HISTORY)
     )
     spent, requests = 0.0, 0
     for row in await tx.rows(latest):
-        if row["status"] == JobState.COMPLETED and row["in_progress_time"] is not None and row["total_count"]:
-            spent += (row["completed_time"] - row["in_progress_time"]).total_seconds()
+        if row["status"] == JobState.COMPLETED and row["dispatch_time"] is not None and row["total_count"]:
+            spent += (row["completed_time"] - row["dispatch_time"]).total_seconds()
             requests += row["total_count"]
     return max(0.0, spent) / requests if requests else None
 
 
 async def start(tx: Tx, ids: Collection[str], provision_id: str | None, line: Line) -> list[Held]:
     """Let queued jobs go on, on the compute that is named, or each on its own; those that still wait."""
-    queued = sa.select(t.c.id).where(t.c.id.in_(ids), t.c.status == JobState.QUEUED, t.c.validated)
+    queued = sa.select(t.c.id).where(t.c.id.in_(ids), *WAITING)
     # Those that somebody writes just now come next time; in one order, so that two planners do not wait for each other.
     free = [row["id"] for row in await tx.rows(queued.order_by(t.c.id).with_for_update(skip_locked=True))]
     if not free:

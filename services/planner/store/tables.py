@@ -82,6 +82,10 @@ jobs = sa.Table(
     sa.Column("expires_time", UtcTime, nullable=False),
     *(sa.Column(f"{state.lower()}_time", UtcTime) for state in JobState),
     sa.Column("cancel_requested_time", UtcTime),
+    # When the requests of the last try began to flow: the model was loaded by then.
+    sa.Column("dispatch_time", UtcTime),
+    # It was planned, there was no compute, and the policy does not see it before this time.
+    sa.Column("rest_until_time", UtcTime),
     _count("revision"),
     *_lease(),
     sa.Index("ix_jobs_list", "project_id", "create_time", "id"),
@@ -150,6 +154,7 @@ provisions = sa.Table(
     *_lease(),
     sa.Index("ix_provisions_list", "create_time", "id"),
     sa.Index("ix_provisions_due", "status", "due_time"),
+    sa.Index("ix_provisions_released", "status", "released_time"),
 )
 
 # Who owns the machines: the first characters of every provision's id, so that deployments which share an account at a

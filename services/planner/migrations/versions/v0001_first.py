@@ -87,6 +87,8 @@ def upgrade() -> None:
         sa.Column("resource_failed_time", sa.BigInteger(), nullable=True),
         sa.Column("submit_failed_time", sa.BigInteger(), nullable=True),
         sa.Column("cancel_requested_time", sa.BigInteger(), nullable=True),
+        sa.Column("dispatch_time", sa.BigInteger(), nullable=True),
+        sa.Column("rest_until_time", sa.BigInteger(), nullable=True),
         sa.Column("revision", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("lease_token", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("lease_owner", sa.Text(), nullable=True),
@@ -147,4 +149,5 @@ def upgrade() -> None:
         sa.UniqueConstraint("idempotency_key"),
     )
     op.create_index("ix_provisions_due", "provisions", ["status", "due_time"], unique=False)
+    op.create_index("ix_provisions_released", "provisions", ["status", "released_time"], unique=False)
     op.create_index("ix_provisions_list", "provisions", ["create_time", "id"], unique=False)
