@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,10 @@ from aiohttp import web
 
 from services.kit.settings import Settings
 from services.planner.resource_manager.lambda_cloud import LambdaCloud
-from tests.planner.openapi import SPECS, Document, Violation
+from tests.planner.http_fake import Fault, HttpFake
+from tests.planner.openapi import Violation
 
 KEY = "secret_planner_0123456789abcdef.TESTKEY"
-PREFIX = "/api/v1"
 MESSAGES = {
     "instance-operations/launch/insufficient-capacity": "Not enough capacity to fulfill launch request.",
     "global/object-does-not-exist": "Specified instance does not exist.",
@@ -60,25 +60,6 @@ class VirtualClock:
 
 
 @dataclass
-class Fault:
-    """What happens instead of, or after, the next request of its kind. `done`: the request is carried out first."""
-
-    method: str
-    path: str
-    done: bool = False
-    status: int = 0
-    code: str = ""
-    message: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    raw: bytes | None = None
-    """An answer that nobody checks: a lie."""
-    change: Callable[[Any], Any] | None = None
-    """Likewise, made from the right answer."""
-    hang: bool = False
-    drop: bool = False
-
-
-@dataclass
 class Kind:
     """An instance type."""
 
@@ -97,11 +78,13 @@ class Kind:
         }
 
 
-class FakeLambda:
+class FakeLambda(HttpFake):
+    document = "lambda-cloud-openapi.json"
+    prefix = "/api/v1"
+
     def __init__(self) -> None:
-        self.spec = Document(SPECS / "lambda-cloud-openapi.json")
+        super().__init__()
         self.clock = VirtualClock()
-        self.url = ""
         self.ssh_port = 0
         self.kinds = {
             "gpu_1x_a10": Kind("A10 (24 GB PCIe)", 1, 129, ["us-west-1", "us-east-1"]),
@@ -109,51 +92,13 @@ class FakeLambda:
             "gpu_8x_a100": Kind("A100 (40 GB SXM4)", 8, 1592, []),
         }
         self.instances: dict[str, dict[str, Any]] = {}
-        self.requests: list[tuple[str, str, Any]] = []
         self.times: list[tuple[str, float]] = []
         """When, by the clock, requests came, with their paths below /api/v1."""
-        self.violations: list[str] = []
-        """Requests and answers that broke the document. A test that provokes none finds none."""
         self.hurried = 0
         """Requests that came before the account's limits allowed them."""
-        self.faults: list[Fault] = []
         self.ssh_keys = ["planner"]
-        self._stack = AsyncExitStack()
-        self._closing = asyncio.Event()
-
-    @asynccontextmanager
-    async def serve(self) -> AsyncIterator[FakeLambda]:
-        app = web.Application(client_max_size=4 * 1024 * 1024)
-        app.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        async with self._stack:
-            await runner.setup()
-            self._stack.push_async_callback(runner.cleanup)
-            self._stack.callback(self._closing.set)
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}{PREFIX}"
-            self.ssh_port = await self.listen(b"SSH-2.0-OpenSSH_8.9p1 Ubuntu-3\r\n")
-            yield self
-
-    async def listen(self, greeting: bytes) -> int:
-        """A server that greets and waits; its port."""
-
-        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(greeting)
-            await reader.read()
-            writer.close()
-
-        server = await asyncio.start_server(greet, "127.0.0.1", 0)
-        self._stack.callback(server.close)
-        port: int = server.sockets[0].getsockname()[1]
-        return port
 
     # What a test does.
-
-    def fault(self, method: str, path: str, **what: Any) -> None:
-        """For the next request whose path, below /api/v1, begins with `path`."""
-        self.faults.append(Fault(method, path, **what))
 
     def set(self, id: str, status: str, **fields: Any) -> None:
         self.instances[id].update(fields, status=status)
@@ -173,23 +118,21 @@ class FakeLambda:
 
     def sent(self, path: str) -> list[Any]:
         """Bodies of the requests to a path below /api/v1."""
-        return [body for _, asked, body in self.requests if asked == PREFIX + path]
+        return [body for _, asked, body in self.requests if asked == self.prefix + path]
 
     # One request.
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
         body = json.loads(raw) if raw else None
-        path = request.path.removeprefix(PREFIX)
+        path = request.path.removeprefix(self.prefix)
         self.requests.append((request.method, request.path, body))
         if (hurry := self._hurry(path)) is not None:
             return hurry
         self.times.append((path, self.clock.now()))
-        fault = next((f for f in self.faults if f.method == request.method and path.startswith(f.path)), None)
-        if fault is not None:
-            self.faults.remove(fault)
-            if not fault.done and fault.change is None:
-                return await self._break(request, fault, None)
+        fault = self._take_fault(request)
+        if fault is not None and not fault.done and fault.change is None:
+            return await self._break(request, fault, None)
         status, answer = self._refusal(request, body) or self._act(request.method, path, body)
         if fault is not None:
             return await self._break(request, fault, answer)
@@ -206,20 +149,8 @@ class FakeLambda:
         self.hurried += 1
         return web.Response(status=429, text="slow down")
 
-    async def _break(self, request: web.Request, fault: Fault, answer: Any) -> web.StreamResponse:
-        if fault.hang:
-            await self._closing.wait()
-        if fault.drop or fault.hang:
-            assert request.transport is not None
-            request.transport.close()
-            return web.Response()
-        if fault.raw is not None:
-            return web.Response(status=fault.status or 200, body=fault.raw, headers=fault.headers)
-        if fault.change is not None:
-            return web.json_response(fault.change(answer), status=fault.status or 200)
-        if not fault.code:
-            return web.Response(status=fault.status, headers=fault.headers, text="<html>not JSON</html>")
-        return self._answered(request, *problem(fault.status, fault.code, fault.message), fault.headers)
+    def _told(self, fault: Fault) -> tuple[int, Any] | None:
+        return problem(fault.status, fault.code, fault.detail) if fault.code else None
 
     def _refusal(self, request: web.Request, body: Any) -> tuple[int, Any] | None:
         if request.headers.get("Authorization") != f"Bearer {KEY}":
@@ -237,10 +168,7 @@ class FakeLambda:
     ) -> web.Response:
         # Errors that the document leaves out exist all the same.
         if status in (200, 400, 401, 403, 404) and answer.get("error", {}).get("code") != "global/unknown":
-            try:
-                self.spec.check_response(request.method, request.path, status, answer)
-            except Violation as violation:
-                self.violations.append(str(violation))
+            self._hold(request, status, answer)
         return web.json_response(answer, status=status, headers=headers)
 
     def _act(self, method: str, path: str, body: Any) -> tuple[int, Any]:
@@ -314,6 +242,7 @@ def _region(name: str) -> dict[str, str]:
 async def fake_lambda(**settings: Any) -> AsyncIterator[tuple[FakeLambda, LambdaCloud]]:
     """The fake and a provider that talks to it."""
     async with FakeLambda().serve() as fake:
+        fake.ssh_port = await fake.listen(b"SSH-2.0-OpenSSH_8.9p1 Ubuntu-3\r\n")
         given: dict[str, Any] = {
             "lambda_cloud_api_key": KEY,
             "lambda_cloud_ssh_keys": "planner",

@@ -63,26 +63,22 @@ class Killed(Exception):
 
 
 class Process:
-    """Every call that leaves the process goes through here. `kill`: at which call it dies, and whether before or after the
-    call had its effect."""
+    """Whatever leaves the process goes through here: `call`, or `ask`, if it changes nothing. `kill`: before which call it dies."""
 
-    def __init__(self, kill: tuple[int, str] | None = None) -> None:
+    def __init__(self, kill: int | None = None) -> None:
         self.kill = kill
         self.calls = 0
         self.dead = False
 
     async def call(self, work: Callable[[], Awaitable[T]]) -> T:
         self.calls += 1
-        mine = self.calls
-        self._die_if((mine, "before"))
-        result = await work()
-        self._die_if((mine, "after"))
-        return result
+        self.dead = self.dead or self.calls == self.kill
+        return await self.ask(work)
 
-    def _die_if(self, now: tuple[int, str]) -> None:
-        self.dead = self.dead or self.kill == now
+    async def ask(self, work: Callable[[], Awaitable[T]]) -> T:
         if self.dead:
             raise Killed
+        return await work()
 
 
 class Calls(Transactions):
@@ -93,7 +89,7 @@ class Calls(Transactions):
         self.process = process
 
     async def read(self, work: Any) -> Any:
-        return await self.process.call(lambda: Transactions.read(self, work))
+        return await self.process.ask(lambda: Transactions.read(self, work))
 
     async def write(self, work: Any) -> Any:
         return await self.process.call(lambda: Transactions.write(self, work))
@@ -163,7 +159,7 @@ class Fake(Provider):
             self.cloud.enter("catalog")
             return [replace(offer, provider=self.name) for offer in self.cloud.offers]
 
-        return await self.process.call(work)
+        return await self.process.ask(work)
 
     async def launch(self, order: Order) -> Machine:
         async def work() -> Machine:
@@ -189,7 +185,7 @@ class Fake(Provider):
                 return Pending("booting", made.machine)
             return Ready(replace(made.machine, state="running", host="192.0.2.7", ssh_port=22, ssh_user="root"))
 
-        return await self.process.call(work)
+        return await self.process.ask(work)
 
     async def release(self, machine: Machine) -> bool:
         async def work() -> bool:
@@ -211,7 +207,7 @@ class Fake(Provider):
             since = self.cloud.clock.time - timedelta(seconds=self.cloud.list_lag_s)
             return [made.machine for made in self.cloud.machines.values() if made.time <= since]
 
-        return await self.process.call(work)
+        return await self.process.ask(work)
 
     async def close(self) -> None:
         pass

@@ -9,10 +9,9 @@ otherwise than it says: nothing here was compared with live calls.
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,8 @@ from aiohttp import web
 
 from services.kit.settings import Settings
 from services.planner.resource_manager.runpod import RunPod
-from tests.planner.openapi import SPECS, Document, Violation
+from tests.planner.http_fake import Fault, HttpFake
+from tests.planner.openapi import Violation
 
 KEY = "rpa_TESTKEY0123456789"
 MOST_BODY = 102_400
@@ -33,24 +33,6 @@ HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINcpzeEhvZsftQV9tOIHUhcB/jZTA7fk
 # What the live service takes or gives, and the saved document lacks.
 LIVE_REQUEST_FIELDS = ("cmd", "entrypoint")
 LIVE_QUERY = {("GET", "/v2/pods"): ("cursor",)}
-
-
-@dataclass
-class Fault:
-    """What happens instead of, or after, the next request of its kind. `done`: the request is carried out first."""
-
-    method: str
-    path: str
-    done: bool = False
-    status: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    detail: str = "upstream failed"
-    raw: bytes | None = None
-    """An answer that nobody checks: a lie."""
-    change: Callable[[Any], Any] | None = None
-    """Likewise, made from the right answer."""
-    hang: bool = False
-    drop: bool = False
 
 
 @dataclass
@@ -86,43 +68,21 @@ class Gpu:
         return said
 
 
-class FakeRunPod:
+class FakeRunPod(HttpFake):
+    document = "runpod-rest-v2-openapi.json"
+    prefix = "/v2"
+
     def __init__(self) -> None:
-        self.spec = Document(SPECS / "runpod-rest-v2-openapi.json")
-        self.url = ""
+        super().__init__()
         self.gpus = [Gpu()]
         self.pods: dict[str, dict[str, Any]] = {}
         self.logs: dict[str, list[str]] = {}
-        self.requests: list[tuple[str, str, Any]] = []
         self.queries: list[dict[str, str]] = []
-        self.violations: list[str] = []
-        """Requests and answers that broke the document. A test that provokes none finds none."""
-        self.faults: list[Fault] = []
         self.page_size = 0
         self._made = 0
-        self._stack = AsyncExitStack()
-        self._closing = asyncio.Event()
-
-    @asynccontextmanager
-    async def serve(self) -> AsyncIterator[FakeRunPod]:
-        app = web.Application(client_max_size=1024 * 1024)
-        app.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        async with self._stack:
-            await runner.setup()
-            self._stack.push_async_callback(runner.cleanup)
-            self._stack.callback(self._closing.set)
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v2"
-            yield self
-
-    def fault(self, method: str, path: str, **what: Any) -> None:
-        """For the next request whose path, below /v2, starts with `path`."""
-        self.faults.append(Fault(method, path, **what))
 
     def sent(self, method: str, path: str = "") -> list[Any]:
-        return [body for said, where, body in self.requests if said == method and where.startswith("/v2" + path)]
+        return [body for said, where, body in self.requests if said == method and where.startswith(self.prefix + path)]
 
     def set(self, pod_id: str, status: str, **fields: Any) -> None:
         actions = {"RUNNING": ["stop", "restart", "terminate"], "ERROR": ["start", "terminate"]}
@@ -131,20 +91,7 @@ class FakeRunPod:
     async def run(self, pod_id: str, *, sshd: str = "speaks", log: list[str] | None = None) -> int:
         """Its container runs, with an SSH server that `speaks`, is `silent`, or is no SSH server (`http`). The port."""
         greeting = {"speaks": b"SSH-2.0-OpenSSH_9.6\r\n", "silent": b"", "http": b"HTTP/1.1 400 Bad Request\r\n\r\n"}
-
-        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                writer.write(greeting[sshd])
-                await writer.drain()
-                await reader.read()
-            except ConnectionError:
-                pass
-            finally:
-                writer.close()
-
-        server = await asyncio.start_server(greet, "127.0.0.1", 0)
-        self._stack.callback(server.close)
-        port: int = server.sockets[0].getsockname()[1]
+        port = await self.listen(greeting[sshd])
         self.publish(pod_id, port)
         name = self.pods[pod_id]["name"]
         self.logs[pod_id] = [f"CUDA {name} 0", f"HOSTKEY {name} {HOST_KEY}"] if log is None else log
@@ -167,7 +114,7 @@ class FakeRunPod:
         body = json.loads(raw) if raw else None
         self.requests.append((request.method, request.path, body))
         self.queries.append(dict(request.query))
-        fault = self._fault(request)
+        fault = self._take_fault(request)
         if fault is not None and not fault.done:
             return await self._break(request, fault, None)
         if request.path.endswith("/logs") and self._refusal(request, raw, body) is None:
@@ -177,25 +124,8 @@ class FakeRunPod:
             return await self._break(request, fault, answer)
         return self._answered(request, status, answer)
 
-    def _fault(self, request: web.Request) -> Fault | None:
-        for fault in self.faults:
-            if fault.method == request.method and request.path.startswith("/v2" + fault.path):
-                self.faults.remove(fault)
-                return fault
-        return None
-
-    async def _break(self, request: web.Request, fault: Fault, answer: Any) -> web.StreamResponse:
-        if fault.hang:
-            await self._closing.wait()
-        if fault.drop or fault.hang:
-            assert request.transport is not None
-            request.transport.close()
-            return web.Response()
-        if fault.raw is not None:
-            return web.Response(status=fault.status or 200, body=fault.raw, headers=fault.headers)
-        if fault.change is not None:
-            return web.json_response(fault.change(answer), status=fault.status or 200)
-        return self._answered(request, fault.status, _problem(fault.status, fault.detail), fault.headers)
+    def _told(self, fault: Fault) -> tuple[int, Any]:
+        return fault.status, _problem(fault.status, fault.detail or "upstream failed")
 
     def _refusal(self, request: web.Request, raw: bytes, body: Any) -> tuple[int, Any] | None:
         if len(raw) > MOST_BODY:
@@ -211,13 +141,6 @@ class FakeRunPod:
             self.violations.append(str(violation))
             return 422, _problem(422, "Request validation failed.", [str(violation)])
         return None
-
-    def _hold(self, request: web.Request, status: int, body: Any, content_type: str) -> None:
-        """Our own answers must be as the document says, too."""
-        try:
-            self.spec.check_response(request.method, request.path, status, body, content_type)
-        except Violation as violation:
-            self.violations.append(str(violation))
 
     def _answered(
         self, request: web.Request, status: int, answer: Any, headers: Mapping[str, str] | None = None

@@ -150,11 +150,11 @@ async def test_secrets_are_in_no_log_message_or_repr(pair: Pair, caplog: pytest.
         texts += [repr(await provider.probe(machine)), repr(await provider.list()), repr(vars(provider))]
         user_data = fake.sent(LAUNCH)[0]["user_data"]
         for echo in (user_data, KEY, user_data[80:200], json.dumps({"authorization": f"Bearer {KEY}"})):
-            fake.fault("POST", LAUNCH, status=400, code="global/invalid-parameters", message=f"invalid: {echo}")
+            fake.fault("POST", LAUNCH, status=400, code="global/invalid-parameters", detail=f"invalid: {echo}")
             error = await refusal(provider)
             texts.append(error.message + repr(error))
         for _ in range(3):
-            fake.fault("GET", "/instances", status=500, code="global/internal-error", message=KEY)
+            fake.fault("GET", "/instances", status=500, code="global/internal-error", detail=KEY)
         with pytest.raises(ProviderError) as failure:
             await provider.list()
         texts.append(failure.value.message)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.kit.errors import InvalidArgument
 from services.kit.settings import Settings
 from services.planner.resource_manager import lambda_client
 from services.planner.resource_manager.gpus import matches
@@ -144,8 +145,18 @@ async def test_a_second_machine_of_one_launch_is_released(cloud: Cloud) -> None:
 
 
 async def test_an_accelerator_that_is_not_clear_is_asked_about(cloud: Cloud) -> None:
-    wanted = await cloud.manager.provision("job/1", "p", gpus("A100", count=8))
+    with pytest.raises(InvalidArgument, match="say A100-40GB or A100-80GB"):
+        await cloud.manager.provision("job/1", "p", gpus("A100", count=8))
+    assert cloud.fake.requests == []
+
+
+async def test_a_request_that_lambda_finds_wrong_ends_its_part_of_the_search(cloud: Cloud) -> None:
+    """The SSH key is not in the account: no region and no type would mend that."""
+    cloud.fake.ssh_keys = []
+    wanted = await cloud.manager.provision("job/1", "p", gpus("A10", "H100"))
     ended = await cloud.until(wanted.id, S.RELEASED)
-    assert ended.error_code == "NoGpuType"
-    assert "say A100-40GB or A100-80GB" in ended.error_message
-    assert cloud.fake.sent(LAUNCH) == []
+    assert (ended.error_code, ended.retryable) == ("InvalidRequest", False)
+    assert ended.error_message == (
+        "lambdaCloud: Lambda Cloud refused: global/object-does-not-exist: ssh key or instance type"
+    )
+    assert len(cloud.fake.sent(LAUNCH)) == 1

@@ -133,7 +133,9 @@ def test_the_names_of_the_table() -> None:
         found = Choice(gpus(wanted), {"one": Fake(cloud)}, matches).choose(offers, ())
         assert isinstance(found, Offer)
         assert found.instance_type == expected
-    assert isinstance(Choice(gpus("A10"), {}, matches).choose([offer("a", "A100-40GB", memory_gb=40)], ()), Refusal)
+    assert isinstance(
+        Choice(gpus("A10"), {"one": Fake(cloud)}, matches).choose([offer("a", "A100-40GB", memory_gb=40)], ()), Refusal
+    )
 
 
 def test_memory_is_not_compared_to_the_last_gigabyte() -> None:
@@ -145,11 +147,71 @@ def test_refusals_are_remembered_and_told() -> None:
     other = replace(CHEAP, instance_type="other", hourly_price_usd=3.0)
     assert chosen(gpus("H100"), CHEAP, DEAR, refused=(no(CHEAP),)) == "dear"
     assert chosen(gpus("H100"), CHEAP, other, DEAR, refused=(no(CHEAP, whole=True),)) == "dear"
-    wrong = no(DEAR, "InvalidCredential", retryable=False, whole=True)
-    found = refused(gpus("H100"), CHEAP, DEAR, refused=(no(CHEAP), wrong))
-    assert (found.code, found.retryable) == ("InvalidCredential", True)
-    assert found.message == "one: no cheap; two: no dear"
-    assert not refused(gpus("H100"), DEAR, refused=(wrong,)).retryable
+    found = refused(gpus("H100"), CHEAP, DEAR, refused=(no(CHEAP), no(DEAR)))
+    assert (found.code, found.retryable, found.message) == ("NoCapacity", True, "one: no cheap; two: no dear")
+
+
+WRONG = {
+    code: no(DEAR, code, retryable=False, whole=True)
+    for code in ("InvalidCredential", "QuotaExceeded", "InvalidRequest")
+}
+
+
+@pytest.mark.parametrize("code", WRONG)
+def test_what_can_be_waited_for_is_told_before_what_cannot(code: str) -> None:
+    """A job whose one cloud has no capacity now, and whose other cloud is set up wrongly, waits for the first."""
+    found = refused(gpus("H100"), CHEAP, DEAR, refused=(WRONG[code], no(CHEAP)))
+    assert (found.code, found.retryable, found.message) == ("NoCapacity", True, "one: no cheap; two: no dear")
+    alone = refused(gpus("H100", providers=["two"]), CHEAP, DEAR, refused=(WRONG[code],))
+    assert (alone.code, alone.retryable, alone.message) == (code, False, "two: no dear")
+    later = refused(gpus("H100"), replace(CHEAP, available=False), DEAR, refused=(WRONG[code],))
+    assert (later.code, later.retryable) == ("NoCapacity", True)
+    assert later.message == "one, three: no offer of 1 x H100 now; two: no dear"
+    never = refused(gpus("H100"), refused=(WRONG[code],))
+    assert (never.code, never.retryable) == (code, False)
+    assert never.message == "two: no dear; one, three: no offer of 1 x H100"
+
+
+def test_of_several_permanent_reasons_what_somebody_can_mend_is_told_first() -> None:
+    card, request = (no(CHEAP, code) for code in ("NoGpuType", "InvalidRequest"))
+    key = no(DEAR, "InvalidCredential", retryable=False, whole=True)
+    found = refused(gpus("H100"), CHEAP, DEAR, refused=(card, request, key))
+    assert (found.code, found.retryable, found.message) == ("InvalidCredential", False, "two: no dear; one: no cheap")
+    # Each of the candidates was refused for a wrong request, so the request is wrong: it is not tried again.
+    found = refused(gpus("H100"), CHEAP, refused=(card, request))
+    assert (found.code, found.retryable) == ("InvalidRequest", False)
+    assert not refused(gpus("H100"), CHEAP, refused=(card,)).retryable
+
+
+def test_of_equal_offers_the_first_is_taken() -> None:
+    """A catalog's order means something: the operator's own order of data centers, for one."""
+    places = [replace(CHEAP, region=name) for name in ("b", "c", "a")]
+    for _ in range(3):
+        places = [*places[1:], places[0]]
+        assert choose(gpus("H100"), *places) == places[0]
+    assert choose(gpus("H100"), replace(DEAR, hourly_price_usd=1.0), CHEAP) == replace(DEAR, hourly_price_usd=1.0)
+
+
+@pytest.mark.parametrize("code", ["NoCapacity", "NoGpuType"])
+def test_what_a_cloud_has_nowhere_is_not_asked_for_place_by_place(code: str) -> None:
+    anywhere = replace(CHEAP, region="")
+    places = [replace(CHEAP, region=name) for name in ("a", "b")]
+    other = replace(CHEAP, instance_type="other", hourly_price_usd=3.0)
+    assert chosen(gpus("H100"), anywhere, *places, other, refused=(no(anywhere, code),)) == "other"
+    found = refused(gpus("H100"), anywhere, *places, refused=(no(anywhere, code),))
+    assert found.code == code
+    # One place that has none says nothing of the others, nor of a cloud that may choose.
+    assert choose(gpus("H100"), *places, refused=(no(places[0], code),)) == places[1]
+    assert choose(gpus("H100"), places[0], anywhere, refused=(no(places[0], code),)) == anywhere
+    assert choose(gpus("H100"), replace(places[0], provider="two"), refused=(no(anywhere, code),)) != anywhere
+    # Another reason may be one of the place.
+    assert choose(gpus("H100"), anywhere, *places, refused=(no(anywhere, "ProviderUnavailable"),)) == places[0]
+
+
+@pytest.mark.parametrize("price", [float("nan"), float("inf"), -1.0])
+def test_a_price_that_is_none_wins_no_comparison(price: float) -> None:
+    assert chosen(gpus("H100"), replace(DEAR, hourly_price_usd=price), CHEAP) == "cheap"
+    assert refused(gpus("H100"), replace(DEAR, hourly_price_usd=price)).code == "NoGpuType"
 
 
 def test_labels_are_of_endpoints_and_said_in_the_message(make_settings: Any) -> None:

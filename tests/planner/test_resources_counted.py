@@ -19,7 +19,7 @@ from services.planner.resource_manager.base import Gone, Order, ProviderError
 from services.planner.resource_manager.local import Gpu, Local, find_gpus, parse_query
 from services.planner.resource_manager.static import Static
 from services.planner.states import ProvisionState
-from tests.planner.resources import Process, World, abort_at, gpus, world
+from tests.planner.resources import World, abort_at, gpus, world
 
 S = ProvisionState
 ANY = ProvisionSpec()
@@ -249,7 +249,7 @@ async def test_another_planners_machine_is_not_ours(here: World, gpus_here: Call
     """What one planner had chosen of its own machine, before it died, another cannot launch."""
     first, second = Local(here.settings), Local(here.settings)
     first.host, second.host = "one", "two"
-    dying = here.manager(Process(kill=(10**6, "after")), local=first)
+    dying = here.manager(local=first)
     provision = await dying.provision("job/1", "p", ANY)
     (work,) = await dying.ledger.lease_due(1)
     await dying.ledger.reserve(work, (await first.catalog())[0], 1)

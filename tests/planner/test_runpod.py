@@ -219,7 +219,7 @@ async def test_the_port_is_found_in_the_runtime_where_ssh_direct_is_missing(pair
 
 @pytest.mark.parametrize("sshd", ["silent", "http"])
 async def test_an_open_port_is_not_an_ssh_server(pair: Pair, sshd: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.planner.resource_manager.runpod_ready.BANNER_S", 0.2)
+    monkeypatch.setattr("services.planner.resource_manager.health.BANNER_S", 0.2)
     fake, provider = pair
     machine = await provider.launch(an_order())
     await fake.run(machine.id, sshd=sshd)

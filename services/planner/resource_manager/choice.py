@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from math import inf
 from typing import Protocol
 
 from services.planner.domain import Group, Offer, Provision, ProvisionSpec
 from services.planner.resource_manager.base import Provider
 
 CPU = Group()
+LONGEST_MESSAGE = 1000
 # The same card is sold as 141 and as 143 GB.
 TOLERANCE = 0.03
+# What a cloud refuses for these reasons when it may choose the place, it has in none of its places.
+EVERYWHERE = frozenset({"NoCapacity", "NoGpuType"})
+# Another try after these may work elsewhere, but not later: time mends none of them.
+OF_THE_REQUEST = frozenset({"InvalidRequest", "NoGpuType"})
+# Which of several reasons is told: what can be waited for, then what somebody has to mend.
+MOST_USEFUL = ("NoCapacity", "ProviderUnavailable", "InvalidCredential", "QuotaExceeded", "InvalidRequest", "NoGpuType")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +37,14 @@ class Refusal:
     def covers(self, offer: Offer) -> bool:
         if self.provider != offer.provider:
             return False
-        return self.instance_type is None or (self.region, self.instance_type) == (offer.region, offer.instance_type)
+        if self.instance_type is None:
+            return True
+        everywhere = not self.region and self.code in EVERYWHERE
+        return self.instance_type == offer.instance_type and (everywhere or self.region == offer.region)
+
+    def passes(self) -> bool:
+        """Whether the same may be had later."""
+        return self.retryable and self.code not in OF_THE_REQUEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,27 +132,37 @@ class Choice:
     unclear: list[str] = field(default_factory=list)
 
     def choose(self, offers: Sequence[Offer], refused: Sequence[Refusal]) -> Offer | Refusal:
-        """The best offer that nobody refused: by the order of providers, of accelerators, of regions, then by price."""
-        suited = [candidate for offer in offers if (candidate := self._suited(offer))]
+        """The best offer that nobody refused: by the order of providers, of accelerators, of regions, then by price; of those
+        that are equal, the first."""
+        dropped = {no.provider for no in refused if no.instance_type is None}
+        asked = [name for name in self.spec.providers or self.providers if name not in dropped]
+        wished = self._wished(offers, asked)
         if self.unclear:
             return Refusal(code="NoGpuType", message=self.unclear[0], retryable=False)
+        if isinstance(wished, Refusal):
+            return summary([*refused, wished] if asked or not refused else refused)
+        unrefused = [one for one in wished if not any(no.covers(one.offer) for no in refused)]
+        if left := [one for one in unrefused if one.offer.available]:
+            return min(left, key=self._rank).offer
+        return summary([*refused, self._none(asked, " now", retryable=True)] if unrefused else refused)
+
+    def _wished(self, offers: Sequence[Offer], asked: Collection[str]) -> list[_Candidate] | Refusal:
+        """What is as it is wanted, be it available or not: never empty."""
+        suited = [candidate for offer in offers if (candidate := self._suited(offer))]
         if not suited:
-            return self._none("", code="NoGpuType" if group_of(self.spec).gpus_per_replica else "NoCapacity")
+            return self._none(asked, code="NoGpuType" if group_of(self.spec).gpus_per_replica else "NoCapacity")
         near = [candidate for candidate in suited if self._is_near(candidate.offer)]
         if not near:
             # A cloud that has no capacity anywhere names no region.
             nowhere = any(not candidate.offer.region for candidate in suited)
-            return self._none(f" in {', '.join(self.spec.regions)}", retryable=nowhere)
+            return self._none(asked, f" in {', '.join(self.spec.regions)}", retryable=nowhere)
         cheap = [candidate for candidate in near if self._is_cheap(candidate.offer)]
-        if not cheap:
-            return self._none(f" for at most {self.spec.max_hourly_price_usd:g} USD an hour")
-        left = [one for one in cheap if one.offer.available and not any(no.covers(one.offer) for no in refused)]
-        if left:
-            return min(left, key=self._rank).offer
-        return _summary(refused) or self._none(" now", retryable=True)
+        return cheap or self._none(asked, f" for at most {self.spec.max_hourly_price_usd:g} USD an hour")
 
     def _suited(self, offer: Offer) -> _Candidate | None:
         if self.spec.providers and offer.provider not in self.spec.providers:
+            return None
+        if not 0 <= offer.hourly_price_usd < inf:  # a price that is none would win every comparison
             return None
         group = group_of(self.spec)
         if (own := counted(self.providers.get(offer.provider))) is not None:
@@ -177,31 +202,33 @@ class Choice:
         most = self.spec.max_hourly_price_usd
         return most is None or offer.hourly_price_usd * group_of(self.spec).replicas <= most
 
-    def _rank(self, candidate: _Candidate) -> tuple[int, int, int, float, str, str, str]:
+    def _rank(self, candidate: _Candidate) -> tuple[int, int, int, float]:
         offer, spec = candidate.offer, self.spec
         return (
             spec.providers.index(offer.provider) if spec.providers else 0,
             candidate.type_rank,
             spec.regions.index(offer.region) if offer.region in spec.regions else len(spec.regions),
             offer.hourly_price_usd,
-            offer.provider,
-            offer.instance_type,
-            offer.region,
         )
 
-    def _none(self, where: str, *, code: str = "NoCapacity", retryable: bool = False) -> Refusal:
-        asked = ", ".join(self.spec.providers or self.providers)
-        return Refusal(code=code, message=f"{asked}: no offer of {self._wish()}{where}", retryable=retryable)
+    def _none(
+        self, asked: Collection[str], where: str = "", *, code: str = "NoCapacity", retryable: bool = False
+    ) -> Refusal:
+        message = f"{', '.join(asked)}: no offer of {self._wish()}{where}"
+        return Refusal(code=code, message=message, retryable=retryable)
 
     def _wish(self) -> str:
         labels = ", ".join(f"{name}={value}" for name, value in sorted(self.spec.labels.items()))
         return describe(group_of(self.spec)) + (f" with the labels {labels}" if labels else "")
 
 
-def _summary(refused: Sequence[Refusal]) -> Refusal | None:
-    """The refusals as one. A wrong key and the like are told before a lack of capacity: waiting does not mend them."""
-    if not refused:
-        return None
-    told = next((no for no in refused if not no.retryable), refused[-1])
-    seen = "; ".join(dict.fromkeys(f"{no.provider}: {no.message}" for no in refused))
-    return replace(told, message=seen[:1000], retryable=any(no.retryable for no in refused))
+def summary(refusals: Sequence[Refusal]) -> Refusal:
+    """Several refusals (at least one) as one: the most useful first. It can be retried if one of them passes with time."""
+    passing = [no for no in refusals if no.passes()]
+    told = min(passing or refusals, key=_usefulness)
+    texts = [f"{no.provider}: {no.message}" if no.provider else no.message for no in (told, *refusals)]
+    return Refusal(code=told.code, message="; ".join(dict.fromkeys(texts))[:LONGEST_MESSAGE], retryable=bool(passing))
+
+
+def _usefulness(refusal: Refusal) -> int:
+    return MOST_USEFUL.index(refusal.code) if refusal.code in MOST_USEFUL else len(MOST_USEFUL)

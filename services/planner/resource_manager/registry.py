@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
-from typing import cast
 
 import structlog
 
@@ -66,14 +65,16 @@ def _load(name: str, settings: Settings) -> Provider:
     if len(origins) > 1:
         raise ValueError(f"two providers are called {name}: {' and '.join(origins)}; uninstall one of them")
     if not found:
-        return cast(ProviderClass, resolve_name(PROVIDERS[name]))(settings)
+        ours: ProviderClass = resolve_name(PROVIDERS[name])
+        return ours(settings)
     return _from_package(found[0], settings)
 
 
 def _from_package(entry: EntryPoint, settings: Settings) -> Provider:
     """A provider that was asked for by name and cannot be used stops the start: jobs would wait for it in vain."""
     try:
-        provider = cast(ProviderClass, entry.load())(settings)
+        theirs: ProviderClass = entry.load()
+        provider = theirs(settings)
     except ValueError:  # it says which setting is missing
         raise
     except (Exception, SystemExit) as error:

@@ -22,9 +22,10 @@ from services.planner.resource_manager.base import (
     ProviderError,
     Ready,
 )
+from services.planner.resource_manager.health import speaks_ssh
 from services.planner.resource_manager.runpod_client import RunPodClient, unavailable
 from services.planner.resource_manager.runpod_pod import HTTP_PORT, PUBLIC_KEY, create_request
-from services.planner.resource_manager.runpod_ready import Attested, attested, speaks_ssh
+from services.planner.resource_manager.runpod_ready import Attested, attested
 from services.planner.resource_manager.runpod_wire import (
     Gpu,
     Listed,

@@ -1,4 +1,4 @@
-"""Whether a pod can be used: an SSH server that speaks, and what the pod says of itself in its log."""
+"""What a pod says of itself in its log, which only the account can read: its SSH host key, and whether CUDA starts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from typing import cast
 
 from services.planner.resource_manager.runpod_client import RunPodClient
 
-BANNER_S = 5.0
-MOST_BANNER_BYTES = 4096
 LOG_TAIL = 5000
 LOG_S = 10.0
 # A container that restarted wrote another key below the first: the last one counts, so look a moment longer.
 LOG_IDLE_S = 1.0
-_BANNER = re.compile(rb"(?:^|\n)SSH-(?:2\.0|1\.99)-")
 
 
 @dataclass(frozen=True)
@@ -27,28 +24,6 @@ class Attested:
     host_key: str = ""
     cuda: str = ""
     """Result of cuInit: `0` is success. Empty or `unknown`: not tried."""
-
-
-async def speaks_ssh(host: str, port: int) -> bool:
-    """Whether an SSH server says hello. An open port is not enough: the host's port forwarding takes connections before sshd runs."""
-    try:
-        async with asyncio.timeout(BANNER_S):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                return await _greets(reader)
-            finally:
-                writer.close()
-    except (OSError, ValueError):
-        return False
-
-
-async def _greets(reader: asyncio.StreamReader) -> bool:
-    said = b""
-    while len(said) < MOST_BANNER_BYTES and (piece := await reader.read(1024)):
-        said += piece
-        if _BANNER.search(said):
-            return True
-    return False
 
 
 async def attested(client: RunPodClient, pod_id: str, nonce: str) -> Attested:

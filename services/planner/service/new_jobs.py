@@ -15,7 +15,7 @@ from services.kit.spec.template import CONTROL, Name, TemplateSpec, Version
 from services.kit.spec.window import parse_window
 from services.planner.domain import Job
 from services.planner.service import checks, documents
-from services.planner.service.provision_checks import check_spec
+from services.planner.service.provision_checks import check_job
 from services.planner.service.runtime import compute_spec
 from services.planner.states import JobState
 
@@ -123,7 +123,7 @@ def _check_request(new: NewJob, spec: TemplateSpec, providers: Collection[str]) 
         raise _invalid("resource_request.replicas", NO_REPLICAS)
     if request.spot:
         raise _invalid("resource_request.spot", NO_SPOT)
-    check_spec(compute_spec(spec, request), providers)
+    check_job(compute_spec(spec, request), providers)
 
 
 def _check_kind(param: str, value: str, kind: TypeAdapter[str]) -> None:

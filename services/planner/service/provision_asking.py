@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -37,14 +38,15 @@ async def ask(provider: str, call: Awaitable[T], seconds: float = CALL_S) -> T:
 
 
 async def catalogs(providers: Mapping[str, Provider]) -> tuple[list[Offer], dict[str, ProviderError]]:
-    """All offers, and the providers that did not tell theirs. They are asked at once: a slow one holds up the answer, not the
-    others."""
-    offers: list[Offer] = []
+    """All offers, in the order of the providers and then of their catalogs, and the providers that did not tell theirs. They
+    are asked at once: a slow one holds up the answer, not the others."""
+    listed: dict[str, list[Offer]] = {}
     unavailable: dict[str, ProviderError] = {}
 
     async def one(name: str, provider: Provider) -> None:
         try:
-            offers.extend(await ask(name, provider.catalog(), CATALOG_S))
+            # Whatever an offer says: this is who is asked for it.
+            listed[name] = [replace(offer, provider=name) for offer in await ask(name, provider.catalog(), CATALOG_S)]
         except ProviderError as error:
             log.warning("a catalog is not available", provider=name, code=error.code, error=error.message)
             unavailable[name] = error
@@ -52,4 +54,4 @@ async def catalogs(providers: Mapping[str, Provider]) -> tuple[list[Offer], dict
     async with asyncio.TaskGroup() as group:
         for name, provider in providers.items():
             group.create_task(one(name, provider))
-    return offers, unavailable
+    return [offer for name in providers for offer in listed.get(name, ())], unavailable

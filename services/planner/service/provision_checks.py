@@ -1,4 +1,5 @@
-"""What a request for compute must be like. Errors name the field as users write it, under `resource_request`."""
+"""What a request for compute must be like. Errors name the field as users write it: under `resource_request`, or, of a job,
+in its template."""
 
 from __future__ import annotations
 
@@ -7,8 +8,17 @@ from collections.abc import Collection, Mapping, Sequence
 from services.kit.errors import InvalidArgument
 from services.kit.spec.block import dotted
 from services.planner.domain import Group, ProvisionSpec
+from services.planner.resource_manager import gpus
+from services.planner.service import documents
 
 ROOT = "resource_request"
+# What a job's template says of its compute.
+OF_A_TEMPLATE = {
+    "resource_request.groups.0.gpus_per_replica": f"{documents.SPEC}.accelerator.count",
+    "resource_request.groups.0.accelerator_preference.preferred_types.0": f"{documents.SPEC}.accelerator.type",
+    "resource_request.groups.0.accelerator_preference.min_memory_gb": f"{documents.SPEC}.accelerator.vram_gb",
+    "resource_request.image": f"{documents.SPEC}.engine.image",
+}
 MOST_GPUS = 64
 MOST_MEMORY_GB = 10_000
 MOST_ENTRIES = 32
@@ -25,8 +35,20 @@ def check_request(key: str, project_id: str) -> None:
         _check_text(text, LONGEST_KEY, param)
 
 
+def check_job(spec: ProvisionSpec, configured: Collection[str]) -> None:
+    """What a job will ask for, before anything is spent on it. Error: InvalidArgument."""
+    try:
+        check_spec(spec, configured)
+    except InvalidArgument as error:
+        param = error.context["param"]
+        if (field := OF_A_TEMPLATE.get(param)) is None:
+            raise
+        message = error.message.replace(f"'{param}'", f"'{field}'", 1)
+        raise InvalidArgument(message, **{**error.context, "param": field}) from error
+
+
 def check_spec(spec: ProvisionSpec, configured: Collection[str]) -> None:
-    """Error: InvalidArgument."""
+    """`configured`: names of providers. Error: InvalidArgument, also for a GPU that comes with different amounts of memory."""
     if spec.spot:
         raise _wrong("no provider here has interruptible machines; leave it out", "spot")
     _check_providers(spec.providers, configured)
@@ -56,6 +78,8 @@ def _check_group(group: Group, *path: object) -> None:
         raise _wrong("it is 0, but accelerators are named", *path, "gpus_per_replica")
     if not 0 <= preference.min_memory_gb <= MOST_MEMORY_GB:
         raise _wrong(f"it must be from 0 to {MOST_MEMORY_GB}", *path, "accelerator_preference", "min_memory_gb")
+    for number, name in enumerate(preference.preferred_types):
+        gpus.check(name, param=f"{types}.{number}", min_memory_gb=preference.min_memory_gb)
 
 
 def _check_providers(names: Sequence[str], configured: Collection[str]) -> None:

@@ -16,6 +16,8 @@ from services.planner.states import ProvisionState
 ID_LENGTH = 20
 # Machines released at once.
 AT_ONCE = 8
+# Names in one line of the log.
+MOST_SHOWN = 10
 
 IsNeeded = Callable[[str], Awaitable[bool]]
 """Whether a job that has not ended names the provision of this id."""
@@ -28,6 +30,8 @@ class Reconciler:
         self.ledger = ledger
         self.providers = providers
         self._unneeded: set[str] = set()
+        # By provider: names that begin as ours do, and are of other installations.
+        self._others: dict[str, set[str]] = {}
 
     async def reconcile(self) -> None:
         """One look at every provider. A provider that does not answer is looked at the next time."""
@@ -46,6 +50,7 @@ class Reconciler:
             return
         # The store is read after the provider: a machine in the list was written down before it was made.
         mine = {machine.id: machine for machine in listed if provision_of(machine).startswith(own)}
+        self._note_others(provider, {machine.name for machine in listed if machine.id not in mine})
         known = await self.ledger.get_all(sorted({provision_of(machine) for machine in mine.values()}))
         left_over = [
             machine
@@ -56,6 +61,13 @@ class Reconciler:
             async with asyncio.TaskGroup() as group:
                 for machine in left_over[start : start + AT_ONCE]:
                     group.create_task(self._release(provider, machine))
+
+    def _note_others(self, provider: Provider, names: set[str]) -> None:
+        """Who owns them is not for us to say. After the loss of our database they may have been ours: so a person is told."""
+        if names - self._others.get(provider.name, set()):
+            shown = sorted(names)[:MOST_SHOWN]
+            log.warning("machines of others are left alone", provider=provider.name, count=len(names), names=shown)
+        self._others[provider.name] = names
 
     async def _release(self, provider: Provider, machine: Machine) -> None:
         """Until the provider confirms, it is in the next list, and released again."""

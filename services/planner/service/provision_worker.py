@@ -6,7 +6,7 @@ a step that finds that something may have been done already looks first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
@@ -25,7 +25,7 @@ from services.planner.resource_manager.base import (
     ProviderError,
     Ready,
 )
-from services.planner.resource_manager.choice import Choice, Match, Refusal, Search, Work, counted
+from services.planner.resource_manager.choice import Choice, Match, Refusal, Search, Work, counted, summary
 from services.planner.service.provision_asking import LAUNCH_S, ask, catalogs
 from services.planner.service.provision_ledger import Ledger
 from services.planner.states import ProvisionEvent, ProvisionState
@@ -72,8 +72,8 @@ class Worker:
 
     async def _seek(self, work: Work) -> None:
         if work.now >= work.provision.create_time + self.timeout:
-            last = work.search.refused[-1].message if work.search.refused else "no provider answered"
-            await self.ledger.fail(work, timed_out(last))
+            seen = summary(work.search.refused).message if work.search.refused else "no provider answered"
+            await self.ledger.fail(work, timed_out(seen))
             return
         left: Work | None = work
         if work.search.asked:
@@ -84,10 +84,10 @@ class Worker:
     async def _try_next(self, work: Work) -> Work | None:
         """Ask for the best offer that is left. The search to go on with, if it was refused."""
         offers, unavailable = await catalogs(self._asked(work))
-        choice = Choice(work.spec, self.providers, self.match)
-        chosen = choice.choose(offers, work.search.refused)
+        silent = [refusal_of(error, name) for name, error in unavailable.items()]
+        chosen = Choice(work.spec, self.providers, self.match).choose(offers, [*work.search.refused, *silent])
         if isinstance(chosen, Refusal):
-            await self._give_up(work, chosen, unavailable)
+            await self._give_up(work, chosen, silent)
             return None
         own = counted(self.providers[chosen.provider])
         try:
@@ -100,10 +100,10 @@ class Worker:
         return await self._launch(reserved)
 
     def _asked(self, work: Work) -> dict[str, Provider]:
-        """The configured providers that this provision may use."""
-        return {
-            name: one for name, one in self.providers.items() if not work.spec.providers or name in work.spec.providers
-        }
+        """The configured providers that this provision may use, without those that refused it altogether."""
+        names = work.spec.providers or self.providers
+        dropped = {no.provider for no in work.search.refused if no.instance_type is None}
+        return {name: one for name, one in self.providers.items() if name in names and name not in dropped}
 
     async def _launch(self, work: Work) -> Work | None:
         """Ask for the machine that is written down. The search to go on with, if it was refused."""
@@ -193,16 +193,13 @@ class Worker:
         error = ProviderError("ProviderUnavailable", "machines that were asked for did not appear", retryable=True)
         return _refused(work, search.offer, error)
 
-    async def _give_up(self, work: Work, why: Refusal, unavailable: Mapping[str, ProviderError]) -> None:
+    async def _give_up(self, work: Work, why: Refusal, silent: Sequence[Refusal]) -> None:
         """Nothing is left to ask for. Providers that could not be asked may have it: wait for them."""
         values: dict[str, Any] = {"billed_from_time": None, "machines": []}
-        if any(error.retryable for error in unavailable.values()):
+        if any(one.retryable for one in silent):
             search = replace(work.search, failures=work.search.failures + 1)
             await self._save_search(work, search, rest=self._backoff(search.failures), **values)
             return
-        if unavailable and not work.search.refused:
-            name, error = next(iter(unavailable.items()))
-            why = Refusal(code=error.code, message=f"{name}: {error.message}", retryable=False)
         log.info("no compute", provision_id=work.provision.id, code=why.code, error=why.message)
         await self.ledger.fail(work, why, tried=search_json(work.search), **values)
 
@@ -357,15 +354,20 @@ def timed_out(last: str) -> Refusal:
     return Refusal(code="Timeout", message=f"it did not run in time: {last}", retryable=True)
 
 
-def _refused(work: Work, offer: Offer, error: ProviderError) -> Work:
-    """The search without this offer, or without its provider."""
-    refusal = Refusal(
-        provider=offer.provider,
-        region=offer.region,
-        instance_type=None if error.code in OF_THE_ACCOUNT else offer.instance_type,
+def refusal_of(error: ProviderError, provider: str, offer: Offer | None = None) -> Refusal:
+    """Of one offer, or (None) of all that the provider has."""
+    return Refusal(
+        provider=provider,
+        region=offer.region if offer else "",
+        instance_type=offer.instance_type if offer else None,
         code=error.code,
         message=error.message,
         retryable=error.retryable,
     )
-    refused = (*work.search.refused, refusal)
+
+
+def _refused(work: Work, offer: Offer, error: ProviderError) -> Work:
+    """The search without this offer, or without its provider, if what it says is no different for its other offers."""
+    of_all = error.code in OF_THE_ACCOUNT or (error.code == "InvalidRequest" and not error.retryable)
+    refused = (*work.search.refused, refusal_of(error, offer.provider, None if of_all else offer))
     return replace(work, search=replace(work.search, refused=refused, asked=False, failures=0))
