@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
 from services.kit.errors import InvalidArgument
-from services.kit.spec.block import as_invalid, dotted
+from services.kit.spec.block import as_invalid
 from services.kit.spec.client import Client, Strict
 from services.kit.spec.template import TemplateSpec
 from services.planner.service import checks
@@ -21,9 +20,6 @@ CLIENT = "client"
 REQUEST = "resource_request"
 METADATA = "metadata"
 LARGEST = 1024 * 1024
-MOST_PAIRS = 16
-LONGEST_KEY = 64
-LONGEST_VALUE = 512
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
@@ -64,21 +60,7 @@ def check_metadata(text: str | None) -> None:
     """Error: InvalidArgument, param `metadata` or `metadata.<key>`."""
     if text is None:
         return
-    value = _parsed(text, METADATA)
-    if not isinstance(value, dict):
-        raise checks.wrong_type(METADATA, "an object", value)
-    if len(value) > MOST_PAIRS:
-        message = (
-            f"Invalid '{METADATA}': too many properties. Expected an object with at most {MOST_PAIRS} properties, "
-            f"but got an object with {len(value)} properties instead."
-        )
-        raise InvalidArgument(message, param=METADATA, code="object_above_max_properties")
-    for key, item in value.items():
-        checks.text(METADATA, key, LONGEST_KEY)
-        place = dotted(METADATA, key)
-        if not isinstance(item, str):
-            raise checks.wrong_type(place, "a string", item)
-        checks.text(place, item, LONGEST_VALUE)
+    checks.pairs(METADATA, _parsed(text, METADATA))
 
 
 def _read(kind: type[D], text: str, place: str) -> D:
@@ -86,18 +68,7 @@ def _read(kind: type[D], text: str, place: str) -> D:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise _no_json(place) from error
-        raise _renamed(as_invalid({**first, "loc": (place, *first["loc"])})) from error
-
-
-def _renamed(error: InvalidArgument) -> InvalidArgument:
-    """A batch has these documents in its aibrix block; a job has them at the top."""
-    plain: Callable[[str], str] = lambda text: text.replace("'aibrix.", "'", 1)  # noqa: E731
-    context = dict(error.context)
-    context["param"] = context["param"].removeprefix("aibrix.")
-    return InvalidArgument(plain(error.message), **context)
+        raise as_invalid(error.errors(include_url=False, include_input=False)[0], place) from error
 
 
 def _check_size(text: str, place: str) -> None:

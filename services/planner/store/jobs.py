@@ -114,9 +114,12 @@ class Filter:
 
     def each_status(self) -> Sequence[JobState | None]:
         """The statuses that are looked up, one by one. None: whatever it is."""
-        if not self.live:
-            return sorted(self.statuses) if self.statuses else [None]
-        return sorted(self.statuses & LIVE if self.statuses else LIVE)
+        if self.live:
+            return sorted(self.statuses & LIVE if self.statuses else LIVE)
+        if self.statuses:
+            return sorted(self.statuses)
+        # The indexes of model and template are in order within a status.
+        return sorted(JobState) if self.model_id is not None or self.model_template_name is not None else [None]
 
 
 def page_of(wanted: Filter, mark: tuple[datetime, str] | None, limit: int) -> sa.Select[Any]:
@@ -145,7 +148,10 @@ def _part(
         statement = statement.where(t.c.status == status)
     for name in ("model_id", "model_template_name", "model_template_version"):
         if (value := getattr(wanted, name)) is not None:
-            statement = statement.where(t.c[name] == value)
+            # Without statistics SQLite would as soon take the model's index, and walk the history of the model. A template
+            # belongs to one model, so its own is as good or better.
+            is_hidden = name == "model_id" and wanted.model_template_name is not None
+            statement = statement.where((t.c[name].concat("") if is_hidden else t.c[name]) == value)
     if mark is not None:
         time, id = mark
         place = sa.tuple_(sa.literal(time, t.c.create_time.type), sa.literal(id))

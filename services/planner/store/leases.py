@@ -63,9 +63,10 @@ async def wake_waiting(tx: Tx) -> int:
     """Make those due that wait for compute which is ready now, or will never be, or whose release is confirmed; how many."""
     changed = 0
     for states, reached in (((JobState.RESOURCE_PREPARING,), DECIDED), (tuple(TERMINAL), (ProvisionState.RELEASED,))):
-        there = sa.select(provisions.c.id).where(provisions.c.status.in_(reached))
+        # Correlated: SQLite would list all provisions that ever were for an IN.
+        there = sa.exists().where(provisions.c.id == t.c.provision_id, provisions.c.status.in_(reached))
         waiting = sa.select(t.c.id).where(
-            t.c.status.in_(states), t.c.due_time > tx.now, t.c.provision_id.in_(there), t.c.lease_owner.is_(None)
+            t.c.status.in_(states), t.c.due_time > tx.now, there, t.c.lease_owner.is_(None)
         )
         changed += await _wake(tx, waiting)
     return changed

@@ -90,8 +90,8 @@ jobs = sa.Table(
     *_lease(),
     sa.Index("ix_jobs_list", "project_id", "create_time", "id"),
     sa.Index("ix_jobs_list_status", "project_id", "status", "create_time", "id"),
-    sa.Index("ix_jobs_list_model", "project_id", "model_id", "create_time", "id"),
-    sa.Index("ix_jobs_list_template", "project_id", "model_template_name", "create_time", "id"),
+    sa.Index("ix_jobs_list_model", "project_id", "model_id", "status", "create_time", "id"),
+    sa.Index("ix_jobs_list_template", "project_id", "model_template_name", "status", "create_time", "id"),
     # Work: the planner looks only at live ones, so finished jobs cost nothing.
     sa.Index("ix_jobs_due", "status", "due_time"),
     sa.Index("ix_jobs_queue", "status", "priority", "expires_time"),

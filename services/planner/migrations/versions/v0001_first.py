@@ -98,10 +98,15 @@ def upgrade() -> None:
     )
     op.create_index("ix_jobs_due", "jobs", ["status", "due_time"], unique=False)
     op.create_index("ix_jobs_list", "jobs", ["project_id", "create_time", "id"], unique=False)
-    op.create_index("ix_jobs_list_model", "jobs", ["project_id", "model_id", "create_time", "id"], unique=False)
+    op.create_index(
+        "ix_jobs_list_model", "jobs", ["project_id", "model_id", "status", "create_time", "id"], unique=False
+    )
     op.create_index("ix_jobs_list_status", "jobs", ["project_id", "status", "create_time", "id"], unique=False)
     op.create_index(
-        "ix_jobs_list_template", "jobs", ["project_id", "model_template_name", "create_time", "id"], unique=False
+        "ix_jobs_list_template",
+        "jobs",
+        ["project_id", "model_template_name", "status", "create_time", "id"],
+        unique=False,
     )
     op.create_index("ix_jobs_provision", "jobs", ["provision_id"], unique=False)
     op.create_index("ix_jobs_queue", "jobs", ["status", "priority", "expires_time"], unique=False)
