@@ -114,6 +114,27 @@ class Local(Section):
     none. `*`: anywhere (for one user on a laptop). Templates of the registry are the operator's, not bound."""
 
 
+class Ssh(Section):
+    """How the runtimes RunPod and LambdaCloud reach their machines; see docs/runtimes-ssh.md."""
+
+    engine_image: str = "vllm/vllm-openai:latest"
+    """Image of the engine on LambdaCloud, where neither the batch nor its template names one."""
+    engine_port: int = Field(default=8000, ge=1, le=65_535)
+    """Port on which the engine listens on its machine."""
+    connect_timeout_s: float = Field(default=300.0, gt=0)
+    """How long a machine may take until it is reached for the first time, with the host key that is expected."""
+    handshake_timeout_s: float = Field(default=30.0, gt=0, le=50)
+    """How long one attempt to connect and log in may take."""
+    keepalive_s: float = Field(default=5.0, gt=0)
+    """Time between two signs of life. A connection that misses three is dead."""
+    lost_after_s: float = Field(default=60.0, gt=0)
+    """A machine that was reached before, and cannot be reached for this long, is lost."""
+    hang_timeout_s: float = Field(default=120.0, gt=0)
+    """An engine that was ready and does not answer its health check for this long has hung, and is started anew."""
+    stop_grace_s: float = Field(default=10.0, ge=0, le=30)
+    """How long an engine may take to end by itself before it is killed."""
+
+
 class Templates(Section):
     """Where metadata finds ModelDeploymentTemplates."""
 
@@ -275,6 +296,10 @@ class Settings(BaseSettings):
     batch_no_endpoint_max_retries: int = Field(default=120, ge=0)
     """`aibrix.client.retry_policy.no_endpoint_max_retries`, likewise."""
 
+    batch_ssh_key_file: str = ""
+    """File with the private key, without a passphrase, that logs into machines of RunPod and LambdaCloud. Checked at the start;
+    empty: no batch can run there (runner), and no machine of Lambda Cloud is asked whether CUDA starts (planner)."""
+
     gateway: Gateway = Field(default_factory=Gateway)
     metadata: Metadata = Field(default_factory=Metadata)
     planner: Planner = Field(default_factory=Planner)
@@ -282,6 +307,7 @@ class Settings(BaseSettings):
     runner: Runner = Field(default_factory=Runner)
     external: External = Field(default_factory=External)
     local: Local = Field(default_factory=Local)
+    ssh: Ssh = Field(default_factory=Ssh)
     static: Static = Field(default_factory=Static)
     templates: Templates = Field(default_factory=Templates)
     profiles: Profiles = Field(default_factory=Profiles)

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from services.kit.settings import Settings
 from services.planner.domain import Machine, Offer
 from services.planner.resource_manager.base import NAME_PREFIX, Gone, Order, Pending, Probe, ProviderError
+from services.planner.resource_manager.cuda import health_check
 from services.planner.resource_manager.gpus import Gpu, canonical, offered
-from services.planner.resource_manager.health import HealthCheck, ssh_banner
+from services.planner.resource_manager.health import HealthCheck
 from services.planner.resource_manager.lambda_client import Clock, LambdaClient, SystemClock
 from services.planner.resource_manager.lambda_wire import Instance, InstanceType, Listing, is_id
 
@@ -46,7 +47,7 @@ class LambdaCloud:
         self,
         settings: Settings,
         *,
-        health: HealthCheck = ssh_banner,
+        health: HealthCheck | None = None,
         clock: Clock | None = None,
         ssh_port: int = SSH_PORT,
     ) -> None:
@@ -55,7 +56,7 @@ class LambdaCloud:
         self._client = LambdaClient(settings.lambda_cloud_base_url, settings.lambda_cloud_api_key, self._clock)
         self._ssh_key = _first_key(settings.lambda_cloud_ssh_keys)
         self._region = settings.lambda_cloud_region.strip()
-        self._health = health
+        self._health = health or health_check(settings)
         self._ssh_port = ssh_port
         self._offers: list[Offer] = []
         self._offers_until = float("-inf")

@@ -73,7 +73,9 @@ class Worker:
     async def _seek(self, work: Work) -> None:
         if work.now >= work.provision.create_time + self.timeout:
             seen = summary(work.search.refused).message if work.search.refused else "no provider answered"
-            await self.ledger.fail(work, timed_out(seen))
+            # Where no machine can have been made, none was used up.
+            code = "Timeout" if work.search.asked else "ProviderUnavailable"
+            await self.ledger.fail(work, replace(timed_out(seen), code=code))
             return
         left: Work | None = work
         if work.search.asked:
