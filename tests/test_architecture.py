@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,19 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 
 import gateway.errors
+from brix.console.v1 import access_pb2, deployment_templates_pb2, jobs_pb2, models_pb2, templates_pb2
 from brix.metadata.v1 import leases_pb2, runners_pb2
+from brix.planner.v1 import resources_pb2
 from brix.runner.v1 import runner_pb2
-from brix.type.v1 import batch_pb2, client_pb2, file_pb2
+from brix.type.v1 import batch_pb2, client_pb2, file_pb2, job_pb2, provision_pb2
+from services.console import access
+from services.console import domain as console
 from services.kit import errors, grpc_errors
 from services.kit.spec.client import ClientPolicy
 from services.metadata import domain as metadata
 from services.metadata import states
+from services.planner import domain as planner
+from services.planner import states as planner_states
 from services.runner import domain as runner
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +48,30 @@ PAIRS: list[tuple[type, type[Message]]] = [
     (runner.EndpointStatus, runner_pb2.Endpoint),
     (runner.ExecutionStatus, runner_pb2.Execution),
     (runner.RunnerStatus, runner_pb2.RunnerStatus),
+    (planner.Job, job_pb2.Job),
+    (planner.RequestCounts, job_pb2.RequestCounts),
+    (planner.TimelineEntry, job_pb2.JobEvent),
+    (planner.Usage, batch_pb2.Usage),
+    (planner.Machine, provision_pb2.Machine),
+    (planner.Provision, provision_pb2.Provision),
+    (planner.ProvisionSpec, resources_pb2.ProvisionSpec),
+    (planner.Group, resources_pb2.Group),
+    (planner.AcceleratorPreference, resources_pb2.AcceleratorPreference),
+    (planner.Offer, resources_pb2.Offer),
+    (console.Model, models_pb2.Model),
+    (console.NewModel, models_pb2.CreateModelRequest),
+    (console.ModelChange, models_pb2.UpdateModelRequest),
+    (console.DeploymentTemplate, deployment_templates_pb2.DeploymentTemplate),
+    (console.NewDeploymentTemplate, deployment_templates_pb2.CreateDeploymentTemplateRequest),
+    (console.DeploymentTemplateChange, deployment_templates_pb2.UpdateDeploymentTemplateRequest),
+    (console.Template, templates_pb2.Template),
+    (console.NewJob, jobs_pb2.CreateJobRequest),
+    (access.ApiKey, access_pb2.ApiKey),
+    (access.NewApiKey, access_pb2.CreateApiKeyRequest),
+    (access.Principal, access_pb2.Principal),
+    (access.Secret, access_pb2.Secret),
+    (access.Quota, access_pb2.Quota),
+    (access.QuotaChange, access_pb2.UpdateQuotaRequest),
 ]
 
 
@@ -62,9 +93,11 @@ def test_domain_fields_are_the_proto_fields(cls: type, message: type[Message]) -
         (states.UploadState, file_pb2.Upload.State),
         (states.Goal, leases_pb2.Goal),
         (runner.Goal, leases_pb2.Goal),
+        (planner_states.JobState, job_pb2.Job.State),
+        (planner_states.ProvisionState, provision_pb2.Provision.Status),
     ],
 )
-def test_domain_states_are_the_proto_states(names: type[states.BatchState], enum: EnumTypeWrapper) -> None:
+def test_domain_states_are_the_proto_states(names: type[Enum], enum: EnumTypeWrapper) -> None:
     proto = {value.name for value in enum.DESCRIPTOR.values if not value.name.endswith("UNSPECIFIED")}
     assert {state.name for state in names} == proto
 

@@ -161,7 +161,7 @@ class Simulation:
     def __post_init__(self) -> None:
         self.one = self.start()
 
-    def start(self, kill: tuple[int, str] | None = None) -> Running:
+    def start(self, kill: int | None = None) -> Running:
         process = Process(kill)
         transactions = Calls(self.database, self.clock, process)
         manager = ResourceManager(transactions, self.settings, {"fake": Machines(self.cloud, process)}, match=match)

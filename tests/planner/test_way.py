@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
+import pytest
+
+from brix.console.v1 import deployment_templates_pb2 as templates_pb2
+from brix.console.v1 import jobs_pb2
 from brix.type.v1 import batch_pb2
-from tests.planner.conftest import PROJECT, Planner, State, World, labels
+from services.console.store.tables import deployment_templates
+from services.kit.errors import Conflict, NotFound
+from services.kit.sql import create_engine
+from services.planner.resource_manager import registry
+from tests.console.conftest import serving_console
+from tests.planner.conftest import GPU, PROJECT, Machines, Planner, State, World, a_template, labels
+from tests.planner.resources import Cloud, refusal
 
 Batch = batch_pb2.Batch
 
@@ -54,3 +65,67 @@ async def test_a_job_goes_all_the_way(world: World, planner: Planner) -> None:
     for name in ("queued", "planned", "resource_preparing", "submitting", "validating", "in_progress", "completed"):
         assert done.HasField(f"{name}_time"), name
     assert done.project_id == PROJECT
+
+
+async def test_a_provider_without_capacity_moves_on_to_the_next(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, free = world.cloud, Cloud(world.clock, boot_s=0.0)
+    full.fail("launch", refusal("NoCapacity"))
+    for name, cloud in (("full", full), ("free", free)):
+        place = f"the_{name}_one"
+        made = partial(Machines, cloud, name=name)
+        monkeypatch.setitem(registry.PROVIDERS, name, f"tests.planner.conftest:{place}")
+        monkeypatch.setattr(f"tests.planner.conftest.{place}", lambda _, made=made: made(), raising=False)
+    async with world.planner(provisioner="free,full") as planner:
+        job = await planner.enqueue(
+            input_dataset=await world.input(3),
+            model_template_spec_json=json.dumps(a_template(**GPU)),
+            resource_request_json='{"providers": ["full", "free"]}',
+        )
+        running = await planner.reaches(job.id, State.VALIDATING, State.IN_PROGRESS)
+        assert (running.provision.provider, running.error_code) == ("free", "")
+        assert (full.counts["launch"], len(full.launched), len(free.launched)) == (1, 0, 1)
+        assert "Waiting for compute from full or free" in labels(running)
+        batch = await world.metadata.get(running.batch_id)
+        (details,) = json.loads(batch.aibrix_json)["resource_allocation"]["resource_details"]
+        assert details["provider"] == "free"
+        await world.complete(running.batch_id)
+        await planner.given_back(job.id)
+    assert not free.machines
+
+
+async def test_a_template_that_is_deleted_before_its_job_is_planned(world: World, database_url: str) -> None:
+    """A job keeps the template that it was made with, and so does a retry of it."""
+    settings = world.settings.model_copy(
+        update={"console": world.settings.console.model_copy(update={"database_url": database_url})}
+    )
+    async with (
+        world.planner(**world.with_planner(max_provisions=1)) as planner,
+        serving_console(settings, planner_addr=planner.address) as console,
+    ):
+        _, needed = await console.ready()
+        input_id = await world.input(3)
+        first = await console.job(**needed, input_dataset=input_id)
+        running = await planner.reaches(first.id, State.IN_PROGRESS)
+        waits = await console.job(**needed, input_dataset=input_id)
+        model_id = needed["model_id"]
+        found = await console.resolve(model_id)
+        asked = templates_pb2.DeleteDeploymentTemplateRequest(project_id=PROJECT, model_id=model_id, id=found.id)
+        with pytest.raises(Conflict):
+            await console.templates.DeleteDeploymentTemplate(asked)
+        engine = create_engine(settings.console_database_url())
+        async with engine.begin() as connection:  # as if it had gone between the look at it and the making of the job
+            await connection.execute(deployment_templates.delete())
+        await engine.dispose()
+        with pytest.raises(NotFound):
+            await console.job(**needed, input_dataset=input_id)
+        await world.complete(running.batch_id)
+        follows = await planner.reaches(waits.id, State.IN_PROGRESS)
+        batch = await world.metadata.get(follows.batch_id)
+        template = json.loads(batch.aibrix_json)["model_template"]
+        assert (template["name"], template["spec"]) == (found.name, json.loads(found.spec_json))
+        await planner.cancel(waits.id)
+        await world.end(follows.batch_id, Batch.CANCELLED, error=3)
+        await planner.given_back(waits.id)
+        retry = await console.jobs.RetryJob(jobs_pb2.RetryJobRequest(project_id=PROJECT, id=waits.id))
+        assert retry.model_template_spec_json == waits.model_template_spec_json
+        await planner.reaches(retry.id, State.IN_PROGRESS)

@@ -7,10 +7,10 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from services.console.service.checks import at_most, invalid
+from services.kit.checks import pairs, wrong_type
 from services.kit.engines import table as engines
 from services.kit.errors import InvalidArgument
-from services.kit.spec.block import as_invalid, dotted
+from services.kit.spec.block import as_invalid
 from services.kit.spec.client import Client, Strict
 from services.kit.spec.template import Plain, Template, TemplateSpec
 
@@ -18,21 +18,8 @@ SPEC = ("spec",)
 # In UTF-8. A batch brings its template along in a block of at most 1 MiB.
 LARGEST_SPEC = 512 * 1024
 LARGEST_JSON = 64 * 1024
-MOST_PAIRS = 16
-LONGEST_KEY = 64
-LONGEST_VALUE = 512
 MOST_REPLICAS = 1024
 
-# What JSON's types are called in messages.
-TYPE_NAMES: dict[type, str] = {
-    dict: "an object",
-    list: "an array",
-    str: "a string",
-    int: "an integer",
-    float: "a decimal",
-    bool: "a boolean",
-    type(None): "null",
-}
 S = TypeVar("S", bound=BaseModel)
 Label = Annotated[str, Field(max_length=256), Plain]
 
@@ -114,21 +101,7 @@ def kept(resource_request: str) -> str:
 
 def check_metadata(text: str) -> None:
     """As OpenAI's: 16 pairs of texts. Error: InvalidArgument, param `metadata` or `metadata.<key>`."""
-    value = _object("metadata", text, LARGEST_JSON)
-    if len(value) > MOST_PAIRS:
-        message = (
-            f"Invalid 'metadata': too many properties. Expected an object with at most {MOST_PAIRS} properties, "
-            f"but got an object with {len(value)} properties instead."
-        )
-        raise InvalidArgument(message, param="metadata", code="object_above_max_properties")
-    for key, item in value.items():
-        place = dotted("metadata", key)
-        at_most("metadata", key, LONGEST_KEY)
-        if not isinstance(item, str):
-            raise _wrong_type(place, "a string", item)
-        at_most(place, item, LONGEST_VALUE)
-        if "\0" in key or "\0" in item:
-            raise invalid(place, "NUL characters are not allowed")
+    pairs("metadata", _object("metadata", text, LARGEST_JSON))
 
 
 def _read(model: type[S], param: str, text: str, largest: int) -> S:
@@ -149,7 +122,7 @@ def _object(param: str, text: str, largest: int) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise _no_json(param) from error
     if not isinstance(value, dict):
-        raise _wrong_type(param, "an object", value)
+        raise wrong_type(param, "an object", value)
     return value
 
 
@@ -157,16 +130,5 @@ def _no_json(param: str) -> InvalidArgument:
     return InvalidArgument(f"Invalid '{param}': it is not valid JSON.", param=param, code="invalid_type")
 
 
-def _wrong_type(param: str, expected: str, value: Any) -> InvalidArgument:
-    message = f"Invalid type for '{param}': expected {expected}, but got {TYPE_NAMES[type(value)]} instead."
-    return InvalidArgument(message, param=param, code="invalid_type")
-
-
-def _first(error: ValidationError, *place: str) -> InvalidArgument:
-    """The first complaint with the path that a console's user knows: the kit's begins with the block of a batch."""
-    detail = error.errors(include_url=False, include_input=False)[0]
-    if detail["type"] == "json_invalid":
-        return _no_json(*place)
-    found = as_invalid({**detail, "loc": (*place, *detail["loc"])})
-    param = found.context["param"].removeprefix("aibrix.")
-    return InvalidArgument(found.message.replace("'aibrix.", "'", 1), param=param, code=found.context["code"])
+def _first(error: ValidationError, root: str = "") -> InvalidArgument:
+    return as_invalid(error.errors(include_url=False, include_input=False)[0], root)

@@ -83,16 +83,19 @@ def parse_block(text: str | bytes | None) -> Block:
         raise as_invalid(first) from error
 
 
-def as_invalid(detail: Any) -> InvalidArgument:
-    """One of pydantic's complaints as ours. It never repeats the value: that may be a secret or a megabyte."""
-    path = dotted("aibrix", *detail["loc"])
+def as_invalid(detail: Any, root: str = "aibrix") -> InvalidArgument:
+    """One of pydantic's complaints as ours. It never repeats the value: that may be a secret or a megabyte.
+
+    `root`: the parameter that holds the document; empty, if its fields are parameters themselves.
+    """
+    path = dotted(*([root] if root else []), *detail["loc"])
     kind: str = detail["type"]
     if kind == "extra_forbidden":
         return InvalidArgument(f"Unknown parameter: '{path}'.", param=path, code="unknown_parameter")
     if kind == "missing":
         return InvalidArgument(f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter")
     if kind == "json_invalid":
-        return InvalidArgument("Invalid 'aibrix': it is not valid JSON.", param="aibrix", code="invalid_type")
+        return InvalidArgument(f"Invalid '{path}': it is not valid JSON.", param=path, code="invalid_type")
     code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
     hint = f" At most {MAX_CONCURRENCY} requests may be in flight." if path.endswith("max_concurrency") else ""
     why = detail["msg"].removeprefix("Value error, ")

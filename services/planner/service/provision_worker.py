@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from services.kit.settings import Settings
+from services.kit.spec.ssh import SSH_TARGETS
 from services.planner.domain import Machine, Offer
 from services.planner.resource_manager.base import (
     NAME_PREFIX,
@@ -261,12 +262,13 @@ class Worker:
 
     async def _probe(self, provider: Provider, machine: Machine) -> Probe:
         now = await ask(provider.name, provider.probe(machine))
+        if isinstance(now, Gone):
+            return now
         # Whatever it answers, this is the machine that we asked about.
-        return (
-            now
-            if isinstance(now, Gone)
-            else replace(now, machine=replace(now.machine, id=machine.id, name=machine.name))
-        )
+        seen = replace(now.machine, id=machine.id, name=machine.name)
+        if isinstance(now, Ready) and provider.target in SSH_TARGETS and not seen.host:
+            return Pending("it is said to run, and has no address", seen)
+        return replace(now, machine=seen)
 
     # FAILED and RELEASING: give back what exists.
 
