@@ -171,6 +171,10 @@ class BatchService:
         checks.same_request(key, claim.request_hash, said)
         return None if claim.resource_id == order.id else claim.resource_id
 
+    def _read_block(self, text: str | None) -> Block:
+        has_default, flags = bool(default_endpoints(self.settings)), self.settings.templates.inline_flags
+        return requests.read_block(text, has_default=has_default, inline_flags=flags)
+
     def _resolve(self, block: Block, endpoint: str) -> Resolved:
         """What the block's references come to now. Error: InvalidArgument with the field's path."""
         resolved = resolve(block, self.catalog(), self.largest)
@@ -231,7 +235,7 @@ class BatchService:
         return batch
 
     async def replace_compute(self, project_id: str, id: str, aibrix_json: str) -> Batch:
-        block = requests.read_block(aibrix_json, has_default=bool(default_endpoints(self.settings)))
+        block = self._read_block(aibrix_json)
 
         async def work(tx: Tx) -> tuple[Batch, bool]:
             batch = await batches.find(tx, project_id, id) if "\0" not in id else None

@@ -165,7 +165,6 @@ class LeaseService:
             )
             self.bells.to_lease.ring()
 
-
     async def lose_compute(self, batch_id: str, token: int, *, reason: str) -> None:
         checks.no_nul(reason=reason)
         why = reason[:LONGEST_REASON] or "The machine of this batch is gone."

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from services.kit.checks import pairs
 from services.kit.engines import table as engines
 from services.kit.errors import InvalidArgument
 from services.kit.settings import Templates
@@ -23,21 +24,7 @@ LOCAL = "Local"
 SPEC = ("aibrix", "model_template", "spec")
 OVERRIDES = ("aibrix", "model_template", "overrides")
 BUILT_IN_TARGETS = (EXTERNAL, "Kubernetes", "KubernetesJob", "LambdaCloud", LOCAL, "RunPod")
-MOST_PAIRS = 16
-LONGEST_KEY = 64
-LONGEST_VALUE = 512
 LARGEST_BLOCK = 1024 * 1024
-
-# What JSON's types are called in messages.
-TYPE_NAMES: dict[type, str] = {
-    dict: "an object",
-    list: "an array",
-    str: "a string",
-    int: "an integer",
-    float: "a decimal",
-    bool: "a boolean",
-    type(None): "null",
-}
 
 
 def check_endpoint(endpoint: str) -> None:
@@ -56,29 +43,10 @@ def check_metadata(text: str | None) -> None:
         raise InvalidArgument("Invalid 'metadata': it is not valid JSON.", param="metadata") from error
     if value is None:
         return
-    if not isinstance(value, dict):
-        raise wrong_type("metadata", "an object", value)
-    if len(value) > MOST_PAIRS:
-        message = (
-            f"Invalid 'metadata': too many properties. Expected an object with at most {MOST_PAIRS} properties, "
-            f"but got an object with {len(value)} properties instead."
-        )
-        raise InvalidArgument(message, param="metadata", code="object_above_max_properties")
-    for key, item in value.items():
-        checks.at_most("metadata", key, LONGEST_KEY)
-        if not isinstance(item, str):
-            raise wrong_type(f"metadata.{key}", "a string", item)
-        checks.at_most(f"metadata.{key}", item, LONGEST_VALUE)
+    pairs("metadata", value)
 
 
-def wrong_type(param: str, expected: str, value: Any) -> InvalidArgument:
-    message = f"Invalid type for '{param}': expected {expected}, but got {TYPE_NAMES[type(value)]} instead."
-    return InvalidArgument(message, param=param, code="invalid_type")
-
-
-def read_block(
-    text: str | None, *, has_default: bool, inline_flags: Literal["listed", "any"] = "listed"
-) -> Block:
+def read_block(text: str | None, *, has_default: bool, inline_flags: Literal["listed", "any"] = "listed") -> Block:
     """The block, after all checks that need no database. `has_default`: the server has default endpoints."""
     if text is not None and len(text.encode()) > LARGEST_BLOCK:
         message = f"Invalid 'aibrix': it is larger than {LARGEST_BLOCK} bytes."
