@@ -181,6 +181,8 @@ class Planner(Section):
     """The most that the compute of one job may cost, where the job does not say. 0: no limit."""
     cold_start_s: float = Field(default=900.0, ge=0)
     """What the policy `deadline` reckons for machines and models to come up."""
+    keep_engine_s: int = Field(default=60, ge=0, le=600)
+    """How long an engine stays up for the next job on the same machine, where the policy lets jobs share machines."""
 
 
 class Console(Section):

@@ -63,7 +63,8 @@ async def run(settings: Settings, now: Now = db_now) -> AsyncIterator[str]:
             planning = PlanningService(transactions, policy, bells, watch, settings, sharable)
             jobs = JobService(transactions, bells, watch, list(targets))
             batches = Batches(batches_pb2_grpc.BatchServiceStub(to_metadata))
-            advance = advancing(transactions, manager, batches, Writer(transactions, bells, watch), settings)
+            writer = Writer(transactions, bells, watch)
+            advance = advancing(transactions, manager, batches, writer, settings, shares=policy.shares)
             register = partial(jobs_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(jobs, watch))
             mine = loops(advance, planning, jobs, watch, bells, manager.changed, settings)
             async with (
@@ -81,12 +82,18 @@ async def run(settings: Settings, now: Now = db_now) -> AsyncIterator[str]:
 
 
 def advancing(
-    transactions: Transactions, manager: ResourceManager, batches: Batches, writer: Writer, settings: Settings
+    transactions: Transactions,
+    manager: ResourceManager,
+    batches: Batches,
+    writer: Writer,
+    settings: Settings,
+    *,
+    shares: bool = False,
 ) -> AdvanceService:
-    """What drives jobs, put together."""
+    """What drives jobs, put together. `shares`: whether the policy puts several jobs onto one machine."""
     poll_s = settings.planner.poll_s
     compute = Compute(transactions, settings)
-    before = Before(manager, batches, compute, Runtimes.of(settings, manager.targets()), poll_s)
+    before = Before(manager, batches, compute, Runtimes.of(settings, manager.targets(), shares=shares), poll_s)
     following = Following(batches, compute, before, poll_s)
     return AdvanceService(transactions, writer, before, following, Ending(transactions, manager, poll_s), settings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC
 from typing import Any
 
 from grpc import aio
@@ -44,6 +45,13 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     async def WatchJob(self, request: jobs_pb2.WatchJobRequest, context: Context) -> AsyncIterator[job_pb2.Job]:
         async for job in self.watch.watch(request.project_id, request.id, request.after_revision):
             yield to_proto(job_pb2.Job, job)
+
+    async def GetUsage(self, request: jobs_pb2.GetUsageRequest, context: Context) -> jobs_pb2.GetUsageResponse:
+        since = request.since.ToDatetime(UTC) if request.HasField("since") else None
+        return to_proto(
+            jobs_pb2.GetUsageResponse,
+            await self.service.get_usage(request.project_id, with_gpus=request.gpus, since=since),
+        )
 
 
 def wanted(request: jobs_pb2.ListJobsRequest) -> Filter:

@@ -7,7 +7,8 @@ whose engine never comes up fails in the end, whoever tries.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import TypeVar
 
 import orjson
@@ -20,12 +21,14 @@ from services.runner.leases import Leases
 from services.runner.patience import Patience
 from services.runner.runtimes.base import (
     Endpoint,
+    Explaining,
     Gone,
     Handle,
     OwnedByRunner,
     Pending,
     Probe,
     Ready,
+    Reusable,
     Runtime,
     RuntimeFailed,
     Spec,
@@ -53,6 +56,7 @@ class Allocation:
         patience: Patience,
         runtime_json: str | None,
         attempts: int,
+        on_phase: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self._runtime = runtime
         self._spec = spec
@@ -60,8 +64,11 @@ class Allocation:
         self._held = held
         self._patience = patience
         self._attempts = attempts
+        self._on_phase = on_phase
         saved = orjson.loads(runtime_json) if runtime_json else {}
         self._handle: Handle | None = saved.get("handle")
+        # What the next launch should know: how often its machine failed, which host key it had.
+        self._previous: Handle | None = saved.get("previous")
         self._failure_count: int = saved.get("failure_count", 0)
         self._launch_s = float(spec.template.engine.ready_timeout_seconds) if spec.template else READY_TIMEOUT_S
         self._progress = len(held.committed)
@@ -83,9 +90,9 @@ class Allocation:
         except RuntimeFailed as failure:
             self._count_failure()
             await self._drop_handle()
-            again = failure.retryable and self._failure_count < self._attempts
+            again = failure.retryable and not failure.machine_lost and self._failure_count < self._attempts
             log.warning("runtime failed", why=headline(failure.why), failure_count=self._failure_count, again=again)
-            raise RuntimeFailed(failure.why, retryable=again) from failure
+            raise RuntimeFailed(failure.why, retryable=again, machine_lost=failure.machine_lost) from failure
 
     async def watch(
         self, alarm: asyncio.Event, on_gone: Callable[[], None], on_ready: Callable[[tuple[Endpoint, ...]], None]
@@ -97,6 +104,8 @@ class Allocation:
             probe = await self._probe()
             if isinstance(probe, Ready):
                 on_ready(probe.endpoints)
+            if isinstance(probe, Pending) and probe.phase:
+                self._on_phase(probe.phase)
             if not isinstance(probe, Gone):
                 await asyncio.sleep(FIRST_PROBE_S)
                 continue
@@ -104,8 +113,8 @@ class Allocation:
             on_gone()
             self._count_failure()
             await self._drop_handle()
-            if self._failure_count >= self._attempts:
-                raise RuntimeFailed(probe.why, retryable=False)
+            if probe.machine_lost or not probe.retryable or self._failure_count >= self._attempts:
+                raise RuntimeFailed(probe.why, retryable=False, machine_lost=probe.machine_lost)
             endpoints = await self.up(self._held.interrupted)
             if endpoints is None:
                 return
@@ -120,10 +129,24 @@ class Allocation:
                 await _guarded(self._runtime.release(self._handle), CALL_TIMEOUT_S)
             except RuntimeFailed as failure:
                 log.warning("runtime not released", why=headline(failure.why))
+                if not failure.retryable:
+                    return
                 await asyncio.sleep(2.0**attempt)
             else:
                 self._handle = None
                 return
+
+    async def leave(self) -> None:
+        """The batch is done: keep the engine for the next one of its kind, or give it back."""
+        handle = self._handle
+        if handle is not None and self._spec.kind is not None and isinstance(self._runtime, Reusable):
+            try:
+                if await _guarded(self._runtime.leave(self._spec, handle), CALL_TIMEOUT_S):
+                    self._handle = None
+                    return
+            except RuntimeFailed as failure:
+                log.warning("runtime not kept", why=headline(failure.why))
+        await self.release()
 
     async def abandon(self) -> None:
         """The lease is lost: end what nobody else can end, and leave the rest to the next holder."""
@@ -132,14 +155,19 @@ class Allocation:
 
     async def _up(self, stop: asyncio.Event) -> tuple[Endpoint, ...] | None:
         if self._handle is not None:
-            probe = await self._probe()
+            probe = await _unless(stop, self._probe())
+            if probe is None:
+                return None
             if isinstance(probe, Gone):
                 log.info("runtime of an earlier holder is gone", why=headline(probe.why))
+                if probe.machine_lost or not probe.retryable:
+                    raise RuntimeFailed(probe.why, retryable=False, machine_lost=probe.machine_lost)
                 await self._drop_handle()
             elif isinstance(probe, Ready):
                 log.info("runtime found again")
         if self._handle is None:
-            self._handle = await _guarded(self._runtime.launch(self._spec), self._launch_s)
+            spec = replace(self._spec, previous=self._previous)
+            self._handle = await _guarded(self._runtime.launch(spec), self._launch_s)
             await self._save()
         return await self._ready(stop)
 
@@ -147,13 +175,17 @@ class Allocation:
         give_up_at = clock.monotonic() + self._launch_s
         rest = FIRST_PROBE_S
         while True:
-            probe = await self._probe()
+            probe = await _unless(stop, self._probe())
+            if probe is None:
+                return None
             if isinstance(probe, Ready):
                 return probe.endpoints
             if isinstance(probe, Gone):
-                raise RuntimeFailed(probe.why, retryable=True)
+                raise RuntimeFailed(probe.why, retryable=probe.retryable, machine_lost=probe.machine_lost)
+            self._on_phase(probe.phase)
             if clock.monotonic() >= give_up_at:
-                raise RuntimeFailed(f"not ready after {self._launch_s:.0f} s: {probe.detail}", retryable=True)
+                why = f"not ready after {self._launch_s:.0f} s: {probe.detail}"
+                raise RuntimeFailed(why + await self._explanation(), retryable=True)
             if await wait_for(stop, rest):
                 return None
             rest = min(LONGEST_PROBE_S, 1.5 * rest)
@@ -161,17 +193,38 @@ class Allocation:
     async def _probe(self) -> Probe:
         assert self._handle is not None
         try:
-            return await _guarded(self._runtime.probe(self._spec, self._handle), CALL_TIMEOUT_S)
+            probe = await _guarded(self._runtime.probe(self._spec, self._handle), CALL_TIMEOUT_S)
         except RuntimeFailed as failure:
             return Pending(failure.why)
+        if not isinstance(probe, Gone) and probe.handle is not None:
+            self._handle = probe.handle
+            await self._save()
+        return probe
+
+    async def _explanation(self) -> str:
+        """What the runtime knows of why its engine did not come up, to be appended to a reason."""
+        if self._handle is None or not isinstance(self._runtime, Explaining):
+            return ""
+        try:
+            lines = await _guarded(self._runtime.explain(self._handle), CALL_TIMEOUT_S)
+        except RuntimeFailed as failure:
+            return f"; its log cannot be read: {failure.why}"
+        return f"; its last output:\n{lines}" if lines else ""
 
     async def _drop_handle(self) -> None:
+        if self._handle is not None:
+            self._previous = self._handle
         await self.release()
         self._handle = None
         await self._save()
 
     async def _save(self) -> None:
-        state = {"target": self._runtime.target, "handle": self._handle, "failure_count": self._failure_count}
+        state = {
+            "target": self._runtime.target,
+            "handle": self._handle,
+            "previous": self._previous,
+            "failure_count": self._failure_count,
+        }
         text = orjson.dumps(state).decode()
         await self._patience.until_done(lambda: self._leases.save_runtime(self._held.batch_id, self._held.token, text))
 
@@ -188,6 +241,26 @@ async def _guarded(call: Awaitable[T], timeout_s: float) -> T:
     except Exception as error:
         log.exception("runtime raised an unexpected error")
         raise RuntimeFailed("the runtime raised an unexpected error", retryable=True) from error
+
+
+async def _unless(stop: asyncio.Event, call: Coroutine[None, None, T]) -> T | None:
+    """What `call` returns; None if `stop` came first, and the call was cancelled."""
+    result: T | None = None
+
+    async with asyncio.TaskGroup() as group:
+
+        async def to_the_end() -> None:
+            nonlocal result
+            result = await call
+            waiting.cancel()
+
+        async def until_stopped() -> None:
+            await stop.wait()
+            working.cancel()
+
+        waiting = group.create_task(until_stopped())
+        working = group.create_task(to_the_end())
+    return result
 
 
 def headline(why: str) -> str:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from hashlib import sha256
+from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
 import structlog
 
 from services.kit.errors import (
@@ -54,6 +57,8 @@ OUTPUT_FULL = Failure(
     code="output_limit_exceeded",
     message="The results are larger than the profile of this batch allows (quota.max_output_size_gb).",
 )
+# An engine waits no longer for the next batch of its kind.
+MOST_KEPT_S = 600
 INTERNAL_ERROR = Failure(code="internal_error", message="The batch could not be run; the runner's log says why.")
 
 UNFINISHED = {
@@ -205,7 +210,7 @@ class Execution:
         """Run until all is committed, the goal changes, or the runtime cannot be had."""
         if self._allocation is None:
             raise ValueError(f"no runtime for target {self._block.target()}")
-        self._phase = "launching"
+        self._on_launching("")
         try:
             endpoints = await self._allocation.up(self.held.interrupted)
         except RuntimeFailed as failure:
@@ -241,7 +246,7 @@ class Execution:
         """Keep the runtime up while requests run. While it is gone nothing is sent, and nothing counted against a line."""
 
         def on_gone() -> None:
-            self._phase = "launching"
+            self._on_launching("")
             dispatcher.pause("no runtime")
             dispatcher.lose_engines()
 
@@ -281,7 +286,8 @@ class Execution:
         end = End.FAILED if failure else ENDS[goal]
         async with asyncio.TaskGroup() as group:
             if self._allocation is not None:
-                group.create_task(self._allocation.release())
+                is_done = end is End.COMPLETED
+                group.create_task(self._allocation.leave() if is_done else self._allocation.release())
             rest = UNFINISHED.get(goal, failure) if self._is_unfinished() else None
             files = group.create_task(self._finalizer.write(rest))
         output, error = files.result()
@@ -303,8 +309,18 @@ class Execution:
         except ServiceError as error:
             log.warning("lease not handed back, it will run out", error=error.message)
 
+    def _on_launching(self, phase: str) -> None:
+        """`phase`: how far the runtime is, in a word of its own."""
+        self._phase = f"launching: {phase}" if phase else "launching"
+
+    def _on_machine_lost(self, why: str) -> None:
+        """The machine is what failed, not the batch: what is committed stays, and another machine could do the rest."""
+        self._failure = Failure(code="machine_lost", message=why)
+
     def _on_runtime_failed(self, failure: RuntimeFailed) -> None:
-        if failure.retryable and self._allocation is not None:
+        if failure.machine_lost:
+            self._on_machine_lost(failure.why)
+        elif failure.retryable and self._allocation is not None:
             self._retry_after_s = self._backoff_s(self._allocation.failure_count - 1)
         else:
             self._failure = Failure(code="runtime_failed", message=failure.why)
@@ -360,9 +376,30 @@ class Execution:
             if template
             else frozenset(),
             model=self._block.model or lease.model,
+            **self._shared(),
         )
         attempts = self._settings.launch_attempts
-        return Allocation(runtime, spec, self._leases, self.held, self._patience, lease.runtime_json, attempts)
+        return Allocation(
+            runtime,
+            spec,
+            self._leases,
+            self.held,
+            self._patience,
+            lease.runtime_json,
+            attempts,
+            self._on_launching,
+        )
+
+    def _shared(self) -> dict[str, Any]:
+        """What the planner says about the next batch on the same compute."""
+        said, template = self._block.resource_allocation or {}, self._resolved.template
+        provision_id, seconds = said.get("provision_id"), said.get("keep_engine_seconds")
+        if not isinstance(provision_id, str) or type(seconds) is not int or template is None or seconds <= 0:
+            return {}
+        alike = [self._block.target(), provision_id, self._block.model, self._block.options()]
+        spec = template.spec.model_dump(mode="json")
+        kind = sha256(orjson.dumps([*alike, spec, template.source], option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return {"kind": kind, "keep_s": float(min(seconds, MOST_KEPT_S))}
 
     def _log_start(self) -> None:
         policy = asdict(self._client)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 import structlog
 
@@ -15,10 +17,12 @@ from services.planner import metrics
 from services.planner.domain import Job, TimelineEntry
 from services.planner.service import checks, new_jobs, views
 from services.planner.service.bells import Bells
+from services.planner.service.documents import read_request, read_spec
 from services.planner.service.new_jobs import NewJob, Order
+from services.planner.service.runtime import compute_spec
 from services.planner.service.watch import WatchService
 from services.planner.states import JobState
-from services.planner.store import events, jobs, keys, moves
+from services.planner.store import events, jobs, keys, moves, usage
 from services.planner.store.events import Line
 from services.planner.store.jobs import JOB_PREFIX, Filter
 
@@ -29,6 +33,15 @@ PAGE_CHARACTERS = 4 * 1024 * 1024
 QUEUED = Line("Queued", source="console")
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectUsage:
+    """The proto GetUsageResponse."""
+
+    live_jobs: int
+    live_gpus: int = 0
+    cost_usd: float = 0.0
 
 
 class JobService:
@@ -125,7 +138,7 @@ class JobService:
             status = held.job.status
             if status is not JobState.CANCELLING:
                 message = f"Cannot cancel a job with status '{status.lower()}'."
-                raise IllegalTransition(message, state=status)
+                raise IllegalTransition(message, state=status, param="id")
             return await views.shown_whole(tx, held)
 
         job = await self.transactions.write(work)
@@ -134,8 +147,38 @@ class JobService:
         self.watch.changed([id])
         return job
 
+    async def get_usage(self, project_id: str, *, with_gpus: bool, since: datetime | None) -> ProjectUsage:
+        """How many jobs of the project live; how many GPUs they have or wait for, if `with_gpus`; and what the compute that
+        was asked for `since` then has cost."""
+
+        async def work(tx: Tx) -> tuple[ProjectUsage, Sequence[usage.Waiting]]:
+            found = ProjectUsage(
+                live_jobs=await usage.count_live(tx, project_id),
+                live_gpus=await usage.count_gpus(tx, project_id) if with_gpus else 0,
+                cost_usd=await usage.sum_cost(tx, project_id, since) if since is not None else 0.0,
+            )
+            return found, await usage.list_waiting(tx, project_id) if with_gpus else ()
+
+        if "\0" in project_id:
+            return ProjectUsage(live_jobs=0)
+        found, waiting = await self.transactions.read(work)
+        if waiting:
+            # In a thread: there is a template to be read for each group.
+            found = replace(found, live_gpus=found.live_gpus + await asyncio.to_thread(gpus_of, waiting))
+        return found
+
     async def forget_old_keys(self) -> None:
         await self.transactions.write(keys.forget_old)
+
+
+def gpus_of(waiting: Sequence[usage.Waiting]) -> int:
+    """What these jobs ask for."""
+    total = 0
+    for group in waiting:
+        request = read_request(group.resource_request_json)
+        wanted = compute_spec(read_spec(group.model_template_spec_json or ""), request).groups
+        total += group.count * sum(one.gpus_per_replica * one.replicas for one in wanted)
+    return total
 
 
 def first_entry(job: Job) -> TimelineEntry:

@@ -32,13 +32,17 @@ class Runtimes:
     """Whether cloud machines get the template's engine_args, rendered, before its serve_args."""
     api_keys: Mapping[str, str] = field(default_factory=dict)
     """Name of an endpoint of the provider `static` to the variable that holds its key."""
+    keep_engine_s: int = 0
+    """How long an engine stays up for the next job on the same compute."""
 
     @staticmethod
-    def of(settings: Settings, targets: Mapping[str, str]) -> Runtimes:
+    def of(settings: Settings, targets: Mapping[str, str], *, shares: bool = False) -> Runtimes:
+        """`shares`: whether the policy puts several jobs onto one machine."""
         keys = {
             str(one["name"]): str(one["api_key_env"]) for one in settings.static.endpoints if one.get("api_key_env")
         }
-        return Runtimes(targets, settings.cloud_render_engine_args, keys)
+        keep_s = settings.planner.keep_engine_s if shares else 0
+        return Runtimes(targets, settings.cloud_render_engine_args, keys, keep_s)
 
 
 def compute_for(job: Job) -> ProvisionSpec:
@@ -74,7 +78,9 @@ def block_for(job: Job, provision: Provision, runtimes: Runtimes) -> str:
     }
     machine = provision.machines[0] if provision.machines else Machine()
     said = {name: value for name, value in details.items() if value}
-    allocation = {"provision_id": provision.id, "resource_details": [said]}
+    allocation: dict[str, Any] = {"provision_id": provision.id, "resource_details": [said]}
+    if runtimes.keep_engine_s and provision.provider != STATIC:
+        allocation["keep_engine_seconds"] = runtimes.keep_engine_s
     return _block(job, _runtime(job, provision.provider, machine, runtimes), allocation)
 
 

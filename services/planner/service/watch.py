@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 
-from services.kit.errors import ResourceExhausted
+from services.kit.errors import QuotaExceeded
 from services.kit.lifecycle import wait_for
 from services.kit.transactions import Transactions, Tx
 from services.planner.domain import Job
@@ -17,16 +17,24 @@ from services.planner.states import TERMINAL
 from services.planner.store import jobs
 
 MOST_WATCHERS = 1000
+# So that no project takes the places of all others.
+MOST_OF_A_PROJECT = 100
+CODE = "rate_limit_exceeded"
+RETRY_AFTER_S = 5
 # Seconds after which a watcher looks by itself, in case that nobody told it.
 LOOK_S = 30.0
 
 
 class WatchService:
-    def __init__(self, transactions: Transactions, most: int = MOST_WATCHERS) -> None:
+    def __init__(
+        self, transactions: Transactions, most: int = MOST_WATCHERS, most_of_a_project: int = MOST_OF_A_PROJECT
+    ) -> None:
         self.transactions = transactions
         self.most = most
+        self.most_of_a_project = most_of_a_project
         self._bells: dict[str, Bell] = {}
         self._watchers: Counter[str] = Counter()
+        self._of_projects: Counter[str] = Counter()
         self._revisions: dict[str, int] = {}
         self._closing = asyncio.Event()
 
@@ -44,9 +52,9 @@ class WatchService:
     async def watch(self, project_id: str, id: str, after_revision: int) -> AsyncIterator[Job]:
         """The job as it is, unless it has no later revision, and again whenever it changes, until it has ended.
 
-        Changes that follow each other faster than they are read are one. Errors: NotFound, ResourceExhausted.
+        Changes that follow each other faster than they are read are one. Errors: NotFound, QuotaExceeded (too many watch already).
         """
-        with self._watching(id) as bell:
+        with self._watching(project_id, id) as bell:
             seen = after_revision
             while not self._closing.is_set():
                 rung = bell.listen()
@@ -72,13 +80,19 @@ class WatchService:
                 self.changed([id])
 
     @contextmanager
-    def _watching(self, id: str) -> Iterator[Bell]:
-        if self._watchers.total() >= self.most:
-            raise ResourceExhausted(f"{self.most} watchers are the most that are possible here, try again later")
+    def _watching(self, project_id: str, id: str) -> Iterator[Bell]:
+        if self._of_projects[project_id] >= self.most_of_a_project:
+            raise too_many(f"This project watches {self.most_of_a_project} jobs, which is the most.")
+        if self._of_projects.total() >= self.most:
+            raise too_many(f"{self.most} jobs are watched here, which is the most.")
+        self._of_projects[project_id] += 1
         self._watchers[id] += 1
         try:
             yield self._bells.setdefault(id, Bell())
         finally:
+            self._of_projects[project_id] -= 1
+            if not self._of_projects[project_id]:
+                del self._of_projects[project_id]
             self._watchers[id] -= 1
             if not self._watchers[id]:
                 del self._watchers[id], self._bells[id]
@@ -93,3 +107,10 @@ class WatchService:
         if job is None:
             raise checks.missing_job(id)
         return job
+
+
+def too_many(message: str) -> QuotaExceeded:
+    """That there are too many watchers, for now."""
+    return QuotaExceeded(
+        f"{message} Try again later, or ask for the job itself.", code=CODE, retry_after_s=str(RETRY_AFTER_S)
+    )

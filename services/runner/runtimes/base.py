@@ -50,6 +50,12 @@ class Spec:
     """Keys of engine_args that the batch wrote over those of the template."""
     model: str | None = None
     """What the engine should be called by: `aibrix.model`, else the model that the lines name."""
+    kind: str | None = None
+    """Batches of one kind may use one engine, one after the other. None: this one shares with nobody."""
+    keep_s: float = 0.0
+    """How long the engine may wait for the next batch of its kind."""
+    previous: Handle | None = None
+    """For `launch`: the last allocation of this batch, which is given back, as far as that could be done."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,17 @@ class Pending:
     """Not ready yet; ask again."""
 
     detail: str
+    phase: str = ""
+    """One word for the batch's status, such as `loading`."""
+    handle: Handle | None = None
+    """What the handle is from now on, if that changed: saved before the next call."""
 
 
 @dataclass(frozen=True)
 class Ready:
     endpoints: tuple[Endpoint, ...]
+    handle: Handle | None = None
+    """As Pending's."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +81,26 @@ class Gone:
     """It will not become ready: it exited, or was never there. `why` is for the user, without secrets."""
 
     why: str
+    retryable: bool = True
+    """Whether another launch may do better."""
+    machine_lost: bool = False
+    """The machine is what failed: nothing more is launched on it."""
 
 
 Probe = Pending | Ready | Gone
 
 
 class RuntimeFailed(Exception):
-    """A launch that cannot work. `retryable`: the next try may (no port free), else never (a wrong option)."""
+    """A launch that cannot work. `retryable`: the next try may (no port free), else never (a wrong option).
 
-    def __init__(self, why: str, *, retryable: bool) -> None:
+    `machine_lost`: never on this machine, though another one may do.
+    """
+
+    def __init__(self, why: str, *, retryable: bool, machine_lost: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.retryable = retryable
+        self.machine_lost = machine_lost
 
 
 class Runtime(Protocol):
@@ -118,6 +138,24 @@ class OwnedByRunner(Protocol):
     """
 
     owned_by_runner: ClassVar[Literal[True]]
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """A power that a runtime may have: to say more about an engine that does not become ready in time."""
+
+    async def explain(self, handle: Handle) -> str:
+        """The last lines of its log, without secrets. Empty: nothing is known."""
+        ...
+
+
+@runtime_checkable
+class Reusable(Protocol):
+    """A power that a runtime may have: to keep an engine for the next batch of its kind, whose `launch` then finds it."""
+
+    async def leave(self, spec: Spec, handle: Handle) -> bool:
+        """Called instead of `release` when a batch with a kind is done. False: it is to be released after all."""
+        ...
 
 
 class RuntimeClass(Protocol):

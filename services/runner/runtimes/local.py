@@ -26,6 +26,7 @@ from services.runner.engines.installed import Command, Place, command
 from services.runner.runtimes.base import Endpoint, Gone, Handle, Pending, Probe, Ready, RuntimeFailed, Spec
 from services.runner.runtimes.guarded import Guarded, end_leftover, exists, listens, owner_lives, read_records, tail
 from services.runner.runtimes.guardian import Plan, previous, start_time
+from services.runner.runtimes.kept import Kept
 
 Handles = list[Handle]
 
@@ -55,9 +56,21 @@ class Local:
         self._environment = child_environment(PYTHONUNBUFFERED="1")
         self._lock = asyncio.Lock()
         self._cleaned = False
+        self._kept = Kept(self.release)
+
+    async def leave(self, spec: Spec, handle: Handle) -> bool:
+        engine = self._mine(handle)
+        if spec.kind is None or engine is None or not engine.ready or not engine.running():
+            return False
+        self._kept.leave(spec.kind, handle, spec.keep_s)
+        log.info("engine kept for the next batch", key=engine.plan.key, seconds=spec.keep_s)
+        return True
 
     async def launch(self, spec: Spec) -> Handle:
         async with self._lock:
+            if (handle := self._left_for(spec)) is not None:
+                return handle
+            await self._kept.clear()  # it may take the memory that this one needs
             engine = self._engines.get(spec.key)
             if engine is not None and engine.running():
                 return dict(engine.handle)
@@ -105,9 +118,19 @@ class Local:
         return mine + await asyncio.to_thread(self._leftovers)
 
     async def close(self) -> None:
+        self._kept.close()
         async with asyncio.TaskGroup() as group:
             for engine in list(self._engines.values()):
                 group.create_task(self.release(engine.handle))
+
+    def _left_for(self, spec: Spec) -> Handle | None:
+        """The engine of the batch before, if it is of the same kind and still runs."""
+        handle = self._kept.take(spec.kind) if spec.kind is not None else None
+        engine = self._mine(handle) if handle is not None else None
+        if engine is None or not engine.running():
+            return None
+        log.info("engine of the batch before is used again", key=spec.key, pid=engine.handle["engine_pid"])
+        return handle
 
     def _mine(self, handle: Handle) -> Guarded | None:
         engine = self._engines.get(str(handle.get("key")))

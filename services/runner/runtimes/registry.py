@@ -18,7 +18,9 @@ GROUP = "aibrix_batch.runtimes"
 # tests/contracts/test_runtime.py, which every runtime passes.
 RUNTIMES = {
     "External": "services.runner.runtimes.external:External",
+    "LambdaCloud": "services.runner.runtimes.lambda_cloud:LambdaCloud",
     "Local": "services.runner.runtimes.local:Local",
+    "RunPod": "services.runner.runtimes.runpod:RunPod",
 }
 CALLS = ("launch", "probe", "release", "list", "close")
 # As long as `aibrix.runtime.target` may be: a longer one could never be asked for.

@@ -1,0 +1,334 @@
+"""What runs on a machine: POSIX sh, with Linux's /proc and util-linux. Values come as arguments, never inside of a text.
+
+Each batch has a folder there, `~/.aibrix-batch/<batch>/`:
+
+- `launch`  number and mark of the launch that the rest belongs to: a launch with a lower number changes nothing any more
+- `process` pid and start time of the process that began it all; a pid that was given to somebody else is never signalled
+- `exit`    its exit status, once it ended by itself
+- `phase`   what it is doing, until it is an engine
+- `key`     the API key of this launch, and nothing else
+- `log`     what it said; `log.old` is what came before the log was cut
+- `lock`    held while one of these scripts changes something, and free whenever its holder is gone
+"""
+
+from __future__ import annotations
+
+# Bytes of the log above which it is cut, and how many of the last ones are kept then.
+LOG_BYTES = 64 * 1024 * 1024
+KEPT_BYTES = 1024 * 1024
+TAIL_LINES = 40
+TAIL_BYTES = 16 * 1024
+
+# Status of a script that will not do better next time; 1 is for all other failures.
+HOPELESS = 3
+
+# Results, one a line on standard output: a word, and perhaps a value.
+COMMON = """
+set -uf
+umask 077
+PATH=$PATH:$HOME/.local/bin
+root=$HOME/.aibrix-batch
+dir=$root/$1
+pid=
+start=
+number=0
+mark=
+
+say() { printf '%s\\n' "$1"; }
+refuse() { printf '%s\\n' "$1" >&2; exit 1; }
+
+# put FILE TEXT
+put() { printf '%s\\n' "$2" >"$dir/$1" || refuse "nothing can be written to $dir: is the disk full?"; }
+
+# started PID: the moment it was started, in ticks since boot. Nothing if there is no such process.
+started() {
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
+  set -- ${stat##*) }
+  case $1 in Z | X) ;; *) say "${20}" ;; esac
+}
+
+# members: pids of the session that our process began, it included, if it is still ours.
+members() {
+  [ -n "$pid" ] || return 0
+  now=$(started "$pid")
+  [ -z "$now" ] || [ "$now" = "$start" ] || return 0
+  set +f
+  for each in /proc/[0-9]*; do
+    { read -r stat <"$each/stat"; } 2>/dev/null || continue
+    set -- ${stat##*) }
+    [ "$4" = "$pid" ] && [ "${20}" -ge "$start" ] || continue
+    case $1 in Z | X) ;; *) say "${each#/proc/}" ;; esac
+  done
+  set -f
+}
+
+recall() {
+  pid= start= number=0 mark=
+  { read -r number mark <"$dir/launch"; } 2>/dev/null || number=0
+  { read -r pid start <"$dir/process"; } 2>/dev/null || pid=
+}
+
+# end SECONDS: all members, first asked, then killed.
+end() {
+  left=$(members)
+  [ -n "$left" ] || return 0
+  kill -s TERM -- "-$pid" 2>/dev/null
+  tries=$(($1 * 5))
+  while left=$(members) && [ -n "$left" ] && [ "$tries" -gt 0 ]; do
+    sleep 0.2
+    tries=$((tries - 1))
+  done
+  tries=50
+  while left=$(members) && [ -n "$left" ] && [ "$tries" -gt 0 ]; do
+    kill -s KILL $left 2>/dev/null
+    sleep 0.1
+    tries=$((tries - 1))
+  done
+  [ -z "$left" ] || refuse "these processes cannot be ended:" $left
+}
+
+lock() {
+  [ -d "$dir" ] || mkdir -p "$dir" || refuse "$dir cannot be made: is the disk full?"
+  (: >>"$dir/lock") || exit 1
+  exec 9>>"$dir/lock"
+  flock -w 20 9 || refuse "another command of this batch does not end"
+}
+
+# process: `running`, `exited STATUS`, or `absent`.
+process() {
+  now=
+  [ -z "$pid" ] || now=$(started "$pid")
+  if [ -n "$now" ] && [ "$now" = "$start" ]; then
+    say running
+  elif { read -r code <"$dir/exit"; } 2>/dev/null; then
+    say "exited $code"
+  elif [ -n "$pid" ]; then
+    say "exited 137"
+  else
+    say absent
+  fi
+}
+
+# detach COMMAND...: in a session of its own, without our terminal, our pipes and our connection. It writes down who it
+# is before it begins, and holds the lock until then.
+detach() {
+  rm -f "$dir/process" "$dir/exit"
+  setsid sh -uc '
+    read -r stat <"/proc/$$/stat"
+    dir=$1
+    shift
+    fields=${stat##*) }
+    start=$(set -f; set -- $fields; printf %s "${20}")
+    printf "%s %s\\n" "$$" "$start" >"$dir/process.new" && mv "$dir/process.new" "$dir/process" || exit 1
+    exec 9>&-
+    "$@"
+    printf "%s\\n" "$?" >"$dir/exit.new" && mv "$dir/exit.new" "$dir/exit"
+  ' sh "$dir" "$@" </dev/null >>"$dir/log" 2>&1 &
+  tries=100
+  until [ -s "$dir/process" ] || [ "$tries" -eq 0 ]; do
+    sleep 0.05
+    tries=$((tries - 1))
+  done
+  [ -s "$dir/process" ] || refuse "the engine's process could not be recorded: $(tail -c 200 "$dir/log")"
+}
+
+# begin NUMBER MARK: whether this launch is to be started now. Ends what an earlier one left.
+begin() {
+  lock
+  recall
+  if [ "$number" = "$1" ] && [ "$mark" = "$2" ] && [ -n "$pid" ]; then
+    return 1
+  fi
+  if [ "$number" -gt "$1" ] || { [ "$number" = "$1" ] && [ "$mark" != "$2" ]; }; then
+    say replaced
+    exit 0
+  fi
+  end 5
+  rm -f "$dir/process" "$dir/exit" "$dir/phase" "$dir/log" "$dir/log.old" "$dir/key"
+  pid=
+  put key "$key"
+  put log "launch $1"
+  put launch "$1 $2"
+}
+
+report() { printf 'key %s\\n' "$(cat "$dir/key")"; }
+
+# cut BYTES KEPT: the log, in place, since its writer appends.
+cut() {
+  size=$(wc -c 2>/dev/null <"$dir/log") || return 0
+  [ "$size" -gt "$1" ] || return 0
+  tail -c "$2" "$dir/log" >"$dir/log.old" 2>/dev/null
+  : >"$dir/log"
+}
+"""
+
+# BATCH NUMBER MARK PROGRAM ARGUMENTS...; $key
+START_PROCESS = (
+    COMMON
+    + """
+command -v "$4" >/dev/null || { say "$4 is not installed on the machine" >&2; exit 3; }
+if begin "$2" "$3"; then
+  shift 3
+  VLLM_API_KEY=$key
+  export VLLM_API_KEY
+  detach "$@"
+fi
+recall
+process
+report
+"""
+)
+
+# BATCH NUMBER MARK LOG_BYTES KEPT_BYTES
+PROCESS_STATE = (
+    COMMON
+    + """
+recall
+if [ "$number" != "$2" ] || [ "$mark" != "$3" ]; then
+  say replaced
+  exit 0
+fi
+process
+cut "$4" "$5"
+"""
+)
+
+# BATCH LINES BYTES
+PROCESS_LOG = (
+    COMMON
+    + """
+{ tail -c "$3" "$dir/log.old"; tail -c "$3" "$dir/log"; } 2>/dev/null | tail -n "$2"
+"""
+)
+
+# BATCH NUMBER MARK SECONDS
+STOP_PROCESS = (
+    COMMON
+    + """
+[ -d "$dir" ] || exit 0
+lock
+recall
+if [ "$number" != "$2" ] || [ "$mark" != "$3" ]; then
+  exit 0
+fi
+end "$4"
+rm -rf "$dir"
+"""
+)
+
+# Docker as this user, or as root without a password. $docker is split into words on purpose.
+DOCKER = """
+find_docker() {
+  if docker version >/dev/null 2>&1; then
+    docker=docker
+  elif sudo -n docker version >/dev/null 2>&1; then
+    docker='sudo -n docker'
+  else
+    refuse "Docker does not answer on the machine: $(sudo -n docker version 2>&1 | tail -n 1 | tail -c 200)"
+  fi
+}
+
+# container NAME: `pulling` and `starting` before there is one; then `running` or `exited STATUS`. What failed before
+# there was one has its step behind the status.
+container() {
+  step=
+  { read -r step <"$dir/phase"; } 2>/dev/null
+  before=$(process)
+  case $before in
+    running) say "$step" ;;
+    'exited 0')
+      state=$($docker inspect -f '{{.State.Running}} {{.State.ExitCode}}' "$1" 2>/dev/null) || state='false 137'
+      case $state in
+        'true '*) say running ;;
+        *) say "exited ${state##* }" ;;
+      esac
+      ;;
+    *) say "$before $step" ;;
+  esac
+}
+"""
+
+# BATCH NUMBER MARK IMAGE NAME PORT ARGUMENTS...; $key
+START_CONTAINER = (
+    COMMON
+    + DOCKER
+    + """
+find_docker
+name=$5
+if begin "$2" "$3"; then
+  label=aibrix.batch=$1
+  image=$4
+  port=$6
+  shift 6
+  $docker ps -aq --filter "label=$label" | while read -r old; do
+    $docker rm -f "$old" >/dev/null || refuse "an earlier container of this batch cannot be removed"
+  done || exit 1
+  put env "VLLM_API_KEY=$key"
+  put phase pulling
+  mkdir -p "$HOME/.cache/huggingface" || exit 1
+  detach sh -uc '
+    docker=$1
+    image=$2
+    phase=$3
+    shift 3
+    if ! $docker pull "$image"; then
+      # A registry that cannot be reached does not matter if the image is there already.
+      $docker image inspect "$image" >/dev/null || exit 125
+    fi
+    echo starting >"$phase"
+    exec $docker run "$@"
+  ' sh "$docker" "$image" "$dir/phase" -d --name "$name" --label "$label" --gpus all --ipc=host \\
+    -p "127.0.0.1:$port:8000" --env-file "$dir/env" -v "$HOME/.cache/huggingface:/root/.cache/huggingface" \\
+    --log-driver json-file --log-opt max-size=32m --log-opt max-file=2 "$image" "$@"
+fi
+recall
+container "$name"
+report
+"""
+)
+
+# BATCH NUMBER MARK LOG_BYTES KEPT_BYTES NAME
+CONTAINER_STATE = (
+    COMMON
+    + DOCKER
+    + """
+recall
+if [ "$number" != "$2" ] || [ "$mark" != "$3" ]; then
+  say replaced
+  exit 0
+fi
+find_docker
+container "$6"
+cut "$4" "$5"
+"""
+)
+
+# BATCH LINES BYTES NAME
+CONTAINER_LOG = (
+    COMMON
+    + DOCKER
+    + """
+find_docker
+{ tail -c "$3" "$dir/log"; $docker logs --tail "$2" "$4" 2>&1 | tail -c "$3"; } 2>/dev/null | tail -n "$2"
+"""
+)
+
+# BATCH NUMBER MARK SECONDS
+STOP_CONTAINER = (
+    COMMON
+    + DOCKER
+    + """
+[ -d "$dir" ] || exit 0
+lock
+recall
+if [ "$number" != "$2" ] || [ "$mark" != "$3" ]; then
+  exit 0
+fi
+end "$4"
+find_docker
+$docker ps -aq --filter "label=aibrix.batch=$1" | while read -r old; do
+  $docker rm -f "$old" >/dev/null || refuse "the container cannot be removed"
+done || exit 1
+rm -rf "$dir"
+"""
+)
