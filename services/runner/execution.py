@@ -9,11 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from hashlib import sha256
-from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
 import structlog
 
 from services.kit.errors import (
@@ -30,7 +27,7 @@ from services.kit.objects import ObjectStore
 from services.kit.settings import Runner
 from services.kit.spec.block import Block, parse_block
 from services.kit.spec.resolved import Resolved, parse_resolved
-from services.runner.allocation import Allocation
+from services.runner.allocation import Allocation, headline
 from services.runner.domain import End, EndpointStatus, ExecutionStatus, Failure, Goal, Lease
 from services.runner.finalize import Finalizer
 from services.runner.held import HeldLease, LeaseLost
@@ -42,7 +39,8 @@ from services.runner.metrics import LEASES
 from services.runner.patience import Patience
 from services.runner.requests import RequestStream
 from services.runner.results import Results
-from services.runner.runtimes.base import Endpoint, Runtime, RuntimeFailed, Spec
+from services.runner.runtimes.base import Endpoint, Runtime, RuntimeFailed
+from services.runner.wanted import has_planner, spec_of
 
 # Answers are cheap to wait for and dear to lose, but a deadline is a deadline.
 EXPIRE_DRAIN_S = 3.0
@@ -57,8 +55,6 @@ OUTPUT_FULL = Failure(
     code="output_limit_exceeded",
     message="The results are larger than the profile of this batch allows (quota.max_output_size_gb).",
 )
-# An engine waits no longer for the next batch of its kind.
-MOST_KEPT_S = 600
 INTERNAL_ERROR = Failure(code="internal_error", message="The batch could not be run; the runner's log says why.")
 
 UNFINISHED = {
@@ -96,6 +92,7 @@ class Execution:
         self._retry_count = 0
         self._failure: Failure | None = None
         self._retry_after_s: float | None = None
+        self._lost: str | None = None
         self._refused_count = 0
         self.held = HeldLease(leases, lease, sent_at, self._describe)
         self._results = Results(
@@ -194,8 +191,8 @@ class Execution:
         while True:
             if self._failure is None and self._is_unfinished() and self.held.start_running():
                 await self._run_lines()
-            if self._retry_after_s is not None and self.held.goal is Goal.RUN:
-                return await self._release("the runtime did not come up", self._retry_after_s)
+            if self.held.goal is Goal.RUN and await self._left_to_others():
+                return None
             self._retry_after_s = None
             if self._is_unfinished() and self._failure is None:
                 if self.held.draining and self.held.goal is Goal.RUN:
@@ -309,13 +306,28 @@ class Execution:
         except ServiceError as error:
             log.warning("lease not handed back, it will run out", error=error.message)
 
+    async def _left_to_others(self) -> bool:
+        """Hand the batch back if its runtime cannot be had: for a while, or until the planner has another machine for it."""
+        if (why := self._lost) is not None:
+            batch_id, token = self._lease.batch_id, self._lease.token
+            await self._patience.until_done(lambda: self._leases.lose_compute(batch_id, token, why))
+        elif self._retry_after_s is not None:
+            await self._release("the runtime did not come up", self._retry_after_s)
+        else:
+            return False
+        return True
+
     def _on_launching(self, phase: str) -> None:
         """`phase`: how far the runtime is, in a word of its own."""
         self._phase = f"launching: {phase}" if phase else "launching"
 
     def _on_machine_lost(self, why: str) -> None:
         """The machine is what failed, not the batch: what is committed stays, and another machine could do the rest."""
-        self._failure = Failure(code="machine_lost", message=why)
+        log.warning("the machine of the batch is lost", why=headline(why))
+        if has_planner(self._block):
+            self._lost = why
+        else:
+            self._failure = Failure(code="machine_lost", message=why)
 
     def _on_runtime_failed(self, failure: RuntimeFailed) -> None:
         if failure.machine_lost:
@@ -365,19 +377,7 @@ class Execution:
         runtime = runtimes.get(self._block.target())
         if runtime is None:
             return None
-        template = self._resolved.template
-        spec = Spec(
-            key=lease.batch_id,
-            block=self._block,
-            default_endpoints=lease.default_endpoints,
-            template=template.spec if template else None,
-            template_source=template.source if template else None,
-            template_overridden=frozenset((template.overrides or {}).get("engine_args", {}))
-            if template
-            else frozenset(),
-            model=self._block.model or lease.model,
-            **self._shared(),
-        )
+        spec = spec_of(lease, self._block, self._resolved)
         attempts = self._settings.launch_attempts
         return Allocation(
             runtime,
@@ -389,17 +389,6 @@ class Execution:
             attempts,
             self._on_launching,
         )
-
-    def _shared(self) -> dict[str, Any]:
-        """What the planner says about the next batch on the same compute."""
-        said, template = self._block.resource_allocation or {}, self._resolved.template
-        provision_id, seconds = said.get("provision_id"), said.get("keep_engine_seconds")
-        if not isinstance(provision_id, str) or type(seconds) is not int or template is None or seconds <= 0:
-            return {}
-        alike = [self._block.target(), provision_id, self._block.model, self._block.options()]
-        spec = template.spec.model_dump(mode="json")
-        kind = sha256(orjson.dumps([*alike, spec, template.source], option=orjson.OPT_SORT_KEYS)).hexdigest()
-        return {"kind": kind, "keep_s": float(min(seconds, MOST_KEPT_S))}
 
     def _log_start(self) -> None:
         policy = asdict(self._client)

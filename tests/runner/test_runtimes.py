@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any, ClassVar, Literal
 import orjson
 import pytest
 
+from brix.metadata.v1 import batches_pb2 as batches_pb
 from brix.metadata.v1 import leases_pb2 as pb
 from brix.metadata.v1 import leases_pb2_grpc
+from brix.type.v1 import batch_pb2
 from services.kit.lifecycle import background
 from services.kit.server import channel
 from services.runner.engines.mock import MockEngine, mock_engine
@@ -309,3 +312,45 @@ async def test_a_batch_alone_is_leased_by_name(p: Platform, engine: MockEngine) 
             await loop.run()
     assert (await p.get(wanted)).state == State.COMPLETED
     assert (await p.get(other)).state == State.IN_PROGRESS
+
+
+@pytest.mark.parametrize("planned", [True, False])
+async def test_a_machine_that_is_lost(p: Platform, monkeypatch: pytest.MonkeyPatch, planned: bool) -> None:
+    """Where a planner follows the batch it waits for another machine; otherwise it fails, with what was done."""
+    monkeypatch.setattr("services.runner.allocation.WATCH_S", 0.05)
+    why = "192.0.2.7 does not answer"
+
+    def block(number: int) -> dict[str, Any]:
+        planner = {"job_id": "job_1", "resource_allocation": {"provision_id": f"prov-{number}"}} if planned else {}
+        return {"client": {"max_concurrency": 4, "adaptive_concurrency": False}, **planner}
+
+    async with mock_engine(MockOptions(latency_ms=20)) as engine:
+        runtime = Scripted(ready(engine))
+        id = await p.submit(some_lines(100), **block(1))
+        async with looping(p, runtime, segment_seconds=0.05):
+            await p.committed(id, 8)
+            runtime.state = Gone(why, machine_lost=True)
+            if planned:
+                lost = await eventually(lambda: is_lost(p, id))
+                assert (lost.state, lost.compute_lost) == (State.IN_PROGRESS, why)
+                runtime.state = ready(engine)
+                await p.batches.ReplaceCompute(
+                    batches_pb.ReplaceComputeRequest(
+                        project_id="default", id=id, aibrix_json=orjson.dumps(block(2)).decode()
+                    )
+                )
+            batch = await p.ended(id)
+        if planned:
+            assert counts(batch) == (100, 100, 0)
+            assert len(runtime.launched) == 2
+            assert engine.requests.count < 150  # what was committed is not run again
+        else:
+            assert (batch.state, batch.errors[0].code, batch.errors[0].message) == (State.FAILED, "machine_lost", why)
+            assert 8 <= batch.completed_count < 100
+            assert len(runtime.launched) == 1
+        assert (await p.results(batch)).ids() == Counter({f"line-{number}": 1 for number in range(100)})
+
+
+async def is_lost(p: Platform, id: str) -> batch_pb2.Batch | None:
+    batch = await p.get(id)
+    return batch if batch.HasField("compute_lost") else None
