@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from benchmarks import creation, dispatch, latency, planning, saturation, support, transfer, validation
+from benchmarks import creation, dispatch, latency, planning, saturation, ssh, support, transfer, validation
 
 MEASURES: dict[str, Callable[[Path], Awaitable[list[support.Row]]]] = {
     "dispatch": dispatch.measure,
@@ -20,6 +20,7 @@ MEASURES: dict[str, Callable[[Path], Awaitable[list[support.Row]]]] = {
     "latency": latency.measure,
     "creation": creation.measure,
     "planning": planning.measure,
+    "ssh": ssh.measure,
 }
 
 

@@ -4,7 +4,7 @@ The file has a line a key: `<sha256 of the key in hex> <project> <name>`; lines 
 read again when it changes, so a key is revoked by taking its line out. A fast hash is right: keys are random.
 
 A server with such a file also takes the keys that were made in the console: the file's are the operator's, and the first
-of the others is made with one of them. A server without a file asks nobody for a key.
+of the others is made with one of them. A server without a file asks nobody for a key. What a key may do: gateway/roles.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.errors import Refused
+from gateway.roles import ROLE, Role
 from services.kit.errors import ServiceError
 from services.kit.settings import Settings
 
@@ -47,6 +48,7 @@ class ApiKey:
     digest: str
     project_id: str
     name: str
+    role: Role = Role.OPERATOR
 
 
 def new_key(project_id: str, name: str) -> tuple[str, str]:
@@ -146,7 +148,7 @@ def is_loopback(listen: str) -> bool:
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every path needs a key when there are any, an unknown one too: what exists is nobody's business without one."""
     if KEYS not in request.app or request.path.rstrip("/") in PUBLIC:
-        request[PROJECT], request[KEY_NAME] = DEFAULT_PROJECT, NOBODY
+        request[PROJECT], request[KEY_NAME], request[ROLE] = DEFAULT_PROJECT, NOBODY, Role.OPERATOR
         return await handler(request)
     presented = _presented(request)
     if presented is None:
@@ -157,7 +159,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     key = await _find(request, presented)
     if key is None:
         raise _unauthorized("Incorrect API key provided.")
-    request[PROJECT], request[KEY_NAME] = key.project_id, key.name
+    request[PROJECT], request[KEY_NAME], request[ROLE] = key.project_id, key.name, key.role
     return await handler(request)
 
 

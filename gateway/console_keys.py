@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from brix.console.v1 import access_pb2, access_pb2_grpc
 from gateway.auth import KEY_LENGTH, PREFIX, ApiKey, digest_of
+from gateway.roles import Role
 from services.kit import clock
 from services.kit.errors import NotFound, Unavailable
 
@@ -63,7 +64,7 @@ class ConsoleKeys:
             )
         except NotFound:
             return None
-        return ApiKey(digest, principal.project_id, principal.name)
+        return ApiKey(digest, principal.project_id, principal.name, Role.of(principal.role))
 
     def _remember(self, digest: str, answer: Answer) -> None:
         self._answers[digest] = answer

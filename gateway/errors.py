@@ -17,7 +17,7 @@ SERVER = "server_error"
 RETRY_AFTER_S = 5  # never above 60: older SDKs ignore more
 NO_RETRY = {"x-should-retry": "false"}
 
-# What each service error is to a client: status, OpenAI's type, headers.
+# What each service error is to a client: status, OpenAI's type, headers. One that names `retry_after_s` passes by itself.
 STATUSES: dict[type[errors.ServiceError], tuple[int, str, dict[str, str]]] = {
     errors.InvalidArgument: (400, INVALID, {}),
     errors.NotFound: (404, INVALID, {}),
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 class Refused(Exception):
-    """An answer that only HTTP knows: 401, 404 for a path, 405, 408, 413, 415, 416."""
+    """An answer that only HTTP knows: 401, 403, 404 for a path, 405, 408, 413, 415, 416."""
 
     def __init__(
         self,
@@ -82,6 +82,8 @@ def from_service(error: errors.ServiceError) -> web.Response:
     status, kind, headers = STATUSES.get(type(error), (500, SERVER, {}))
     message = INTERNAL_TEXT if status == 500 else error.message
     context: dict[str, Any] = error.context
+    if pause := context.get("retry_after_s"):
+        headers = {"Retry-After": pause, "x-should-retry": "true"}
     return respond(status, message, kind, param=context.get("param"), code=context.get("code"), headers=headers)
 
 

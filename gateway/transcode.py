@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
-from gateway import events, openai
+from gateway import events, openai, roles
 from gateway.auth import KEY_NAME, PROJECT
 from gateway.backend import BACKEND, idempotency_key
 from gateway.body import Body, read_json
@@ -39,6 +39,8 @@ class Endpoint:
         self.answer_class = GetMessageClass(binding.answer)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Errors: Refused 403; those of the request, and of the call."""
+        roles.check(request, self.binding.rpc)
         if self.binding.streams:
             return await self._stream(request)
         message = await self._message(request)
@@ -99,11 +101,14 @@ class Endpoint:
             message.project_id = request[PROJECT]
         if "created_by" in fields:
             message.created_by = request[KEY_NAME]
-        if "idempotency_key" in fields:
-            # Without a key of the caller's the call has one of its own, so that it may be repeated on the way.
-            message.idempotency_key = idempotency_key(request) or new_id("once_")
+        if "idempotency_key" in fields and (key := idempotency_key(request)) is not None:
+            message.idempotency_key = key
+        elif "call_id" in fields:
+            # So that the call may be repeated on the way.
+            message.call_id = new_id("once_")
         if "request_hash" in fields:
-            message.request_hash = hashlib.sha256(body).hexdigest()
+            # Where no body is wanted, none and an empty object say the same.
+            message.request_hash = hashlib.sha256(body if self.binding.has_body else b"").hexdigest()
 
     def _deleted(self, message: Any) -> dict[str, Any]:
         return {"id": message.id, "object": object_name(self.binding.name.removeprefix("Delete")), "deleted": True}

@@ -14,7 +14,7 @@ from functools import cache
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 # The gateway knows these: what a caller says about them is never looked at.
-FILLED = frozenset({"project_id", "created_by", "idempotency_key", "request_hash", "key_hash"})
+FILLED = frozenset({"project_id", "created_by", "idempotency_key", "request_hash", "key_hash", "call_id"})
 TIMESTAMP = "google.protobuf.Timestamp"
 # As OpenAI's objects say it.
 PAST = {"create": "created", "update": "updated"}

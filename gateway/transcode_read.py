@@ -28,6 +28,10 @@ from services.kit.errors import InvalidArgument
 MAX_DEPTH = 32
 MAX_VALUES = 100_000  # in all of a free object
 MAX_INT32 = 2**31 - 1
+# In free objects, whose readers take both kinds of 64 bits.
+MIN_INT64, MAX_UINT64 = -(2**63), 2**64 - 1
+LONGEST_INTEGER = 20
+SHORT = 4  # characters; no number that is written with so few is too large
 LATEST = 253_402_300_799  # the last second of the year 9999
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 NAMES = {
@@ -145,7 +149,8 @@ def _boolean(path: str, member: Member, token: bytes) -> bool:
 
 
 def _free(path: str, member: Member, token: bytes) -> str:
-    """The text of an object that somebody else reads: not too deep nor of too many values, and no member stands twice."""
+    """The text of an object that somebody else reads: not too deep nor of too many values, no member stands twice, and
+    numbers are what 64 bits hold."""
     if token[:1] != b"{":
         raise wrong_type(path, "an object", token)
     _walk(path, token, MAX_DEPTH, [MAX_VALUES])
@@ -202,6 +207,19 @@ def _walk(path: str, token: bytes, depth: int, left: list[int]) -> None:
         _check_depth(path, depth)
         for index, raw in enumerate(open_array(path, token)):
             _walk(f"{path}[{index}]", bytes(raw), depth - 1, left)
+    elif token[:1] not in b'"tfn' and len(token) > SHORT:
+        _check_number(path, token.decode())
+
+
+def _check_number(path: str, text: str) -> None:
+    """Whoever reads it later would take a larger one for something else, or not see which of them it was."""
+    if INTEGER.fullmatch(text):
+        if len(text) > LONGEST_INTEGER or not MIN_INT64 <= int(text) <= MAX_UINT64:
+            side, bound = ("below_min", f">= {MIN_INT64}") if text[0] == "-" else ("above_max", f"<= {MAX_UINT64}")
+            message = f"Invalid '{path}': integer out of range. Expected a value {bound}."
+            raise InvalidArgument(message, param=path, code=f"integer_{side}_value")
+    elif not math.isfinite(float(text)):
+        raise InvalidArgument(f"Invalid '{path}': number out of range.", param=path, code="invalid_value")
 
 
 def _open_object(path: str, token: bytes, depth: int) -> dict[str, msgspec.Raw]:

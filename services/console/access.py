@@ -18,6 +18,8 @@ class ApiKey:
     create_time: datetime
     last_used_time: datetime | None = None
     expires_time: datetime | None = None
+    role: str
+    created_by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class NewApiKey:
     project_id: str
     name: str
     expires_after_s: int | None = None
+    role: str | None = None
+    created_by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,7 @@ class Principal:
     project_id: str
     key_id: str
     name: str
+    role: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from services.console.access import NewApiKey, QuotaChange
 from services.console.service.access_keys import ApiKeyService
 from services.console.service.access_quotas import QuotaService
 from services.console.service.access_secrets import SecretService
+from services.console.servicer import given
 from services.kit.convert import from_proto, to_proto
 
 Context = aio.ServicerContext[Any, Any]
@@ -29,8 +30,8 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
     async def ListApiKeys(
         self, request: access_pb2.ListApiKeysRequest, context: Context
     ) -> access_pb2.ListApiKeysResponse:
-        after = request.after if request.HasField("after") else None
-        page, has_more = await self.keys.list_keys(request.project_id, request.limit, after)
+        after = given(request, "after")
+        page, has_more = await self.keys.list_keys(request.project_id, given(request, "limit"), after)
         return access_pb2.ListApiKeysResponse(
             data=[to_proto(access_pb2.ApiKey, key) for key in page], has_more=has_more
         )
@@ -49,8 +50,8 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
     async def ListSecrets(
         self, request: access_pb2.ListSecretsRequest, context: Context
     ) -> access_pb2.ListSecretsResponse:
-        after = request.after if request.HasField("after") else None
-        page, has_more = await self.secrets.list_secrets(request.project_id, request.limit, after)
+        after = given(request, "after")
+        page, has_more = await self.secrets.list_secrets(request.project_id, given(request, "limit"), after)
         return access_pb2.ListSecretsResponse(
             data=[to_proto(access_pb2.Secret, one) for one in page], has_more=has_more
         )

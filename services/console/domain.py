@@ -117,3 +117,4 @@ class NewJob:
     budget_usd: float | None = None
     idempotency_key: str | None = None
     request_hash: str = ""
+    call_id: str | None = None

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from brix.console.v1 import (
     access_pb2_grpc,
@@ -33,7 +30,7 @@ from services.console.servicer import DeploymentTemplateServicer, JobServicer, M
 from services.kit.metrics import serving_metrics
 from services.kit.server import Register, channel, serving
 from services.kit.settings import Settings
-from services.kit.sql import Database, create_engine, db_now
+from services.kit.sql import Database, db_now, open_database
 from services.kit.transactions import Now, Transactions
 
 SERVICES = [f"brix.console.v1.{name}Service" for name in ("Model", "DeploymentTemplate", "Template", "Job", "Access")]
@@ -55,15 +52,8 @@ async def run(settings: Settings, now: Now = db_now) -> AsyncIterator[str]:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Database]:
     """The database, at the schema of this version."""
-    engine: AsyncEngine = create_engine(settings.console_database_url())
-    if engine.dialect.name == "sqlite" and engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        database = Database(engine)
-        await migrate(database)
+    async with open_database(settings.console_database_url(), migrate) as database:
         yield database
-    finally:
-        await engine.dispose()
 
 
 def registrations(transactions: Transactions, planner: Planner, settings: Settings) -> Sequence[Register]:

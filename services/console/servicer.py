@@ -55,7 +55,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     ) -> models_pb2.ListModelsResponse:
         page, has_more = await self.service.list_models(
             request.project_id,
-            request.limit,
+            given(request, "limit"),
             given(request, "after"),
             search=given(request, "search"),
             category=given(request, "category"),
@@ -94,7 +94,7 @@ class DeploymentTemplateServicer(deployment_templates_pb2_grpc.DeploymentTemplat
         page, has_more = await self.service.list_templates(
             request.project_id,
             request.model_id,
-            request.limit,
+            given(request, "limit"),
             given(request, "after"),
             status=given(request, "status"),
             name=given(request, "name"),
@@ -155,7 +155,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     async def ListJobs(self, request: jobs_pb2.ListJobsRequest, context: Context) -> jobs_pb2.ListJobsResponse:
         page, has_more = await self.service.list_jobs(
             request.project_id,
-            request.limit,
+            given(request, "limit"),
             given(request, "after"),
             list(request.status),
             given(request, "model_id"),
@@ -173,6 +173,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
             request.created_by,
             given(request, "idempotency_key"),
             request.request_hash,
+            given(request, "call_id"),
         )
 
     async def WatchJob(self, request: jobs_pb2.WatchJobRequest, context: Context) -> AsyncIterator[job_pb2.Job]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
@@ -102,6 +103,16 @@ class Database:
         self._writer: AbstractAsyncContextManager[None] = (
             asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
         )
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    async def close(self) -> None:
+        """Let what runs end, and close the connections: one that is in use then would never be closed. Nothing begins any more."""
+        self._closed = True
+        await self._idle.wait()
+        await self.engine.dispose()
 
     async def look(self, statement: sa.Select[Any]) -> sa.RowMapping | None:
         """The row of one SELECT that stands for itself. On SQLite each statement is some trips to a thread, so a read
@@ -131,10 +142,19 @@ class Database:
 
     async def _once(self, work: Callable[[AsyncConnection], Awaitable[T]], *, begin: str | None) -> T:
         # Never cancelled half-way: SQLite would keep the lock until somebody collects the cursor that was left open.
-        async with self.engine.connect() as plain:
-            tx = await plain.execution_options(begin=begin)
-            async with tx.begin():
-                return await work(tx)
+        if self._closed:
+            raise Unavailable("the server is stopping, retry later")
+        self._running += 1
+        self._idle.clear()
+        try:
+            async with self.engine.connect() as plain:
+                tx = await plain.execution_options(begin=begin)
+                async with tx.begin():
+                    return await work(tx)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
 
     async def _after(self, error: sa.exc.DBAPIError | OSError, attempt: int) -> None:
         if is_full(error):
@@ -145,6 +165,20 @@ class Database:
             raise Unavailable("the database is unavailable, retry later") from error
         log.warning("transaction failed, trying again", attempt=attempt, error=type(error).__name__)
         await asyncio.sleep(random.uniform(0, min(2.0, 0.02 * 3**attempt)))
+
+
+@asynccontextmanager
+async def open_database(url: str, migrate: Callable[[Database], Awaitable[None]]) -> AsyncIterator[Database]:
+    """The database behind `url`, made if it is a file that is not there, at the schema that `migrate` brings it to."""
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite" and engine.url.database:
+        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+    database = Database(engine)
+    try:
+        await migrate(database)
+        yield database
+    finally:
+        await database.close()
 
 
 def may_retry(error: sa.exc.DBAPIError | OSError) -> bool:

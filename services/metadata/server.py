@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from brix.metadata.v1 import batches_pb2_grpc, files_pb2_grpc, leases_pb2_grpc, runners_pb2_grpc, uploads_pb2_grpc
 from services.kit.lifecycle import background
@@ -15,7 +12,7 @@ from services.kit.metrics import serving_metrics
 from services.kit.objects import open_store
 from services.kit.server import Register, serving
 from services.kit.settings import Settings
-from services.kit.sql import Database, create_engine, db_now
+from services.kit.sql import Database, db_now, open_database
 from services.kit.transactions import Now, Transactions
 from services.metadata.loop.background import Services, loops
 from services.metadata.loop.rounds import every
@@ -73,15 +70,8 @@ async def run(settings: Settings, now: Now = db_now) -> AsyncIterator[str]:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Database]:
     """The database, at the schema of this version."""
-    engine: AsyncEngine = create_engine(settings.database_url())
-    if engine.dialect.name == "sqlite" and engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        database = Database(engine)
-        await migrate(database)
+    async with open_database(settings.database_url(), migrate) as database:
         yield database
-    finally:
-        await engine.dispose()
 
 
 def registrations(services: Services, leases: LeaseService, commits: CommitService) -> Sequence[Register]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from brix.metadata.v1 import batches_pb2_grpc
 from brix.planner.v1 import jobs_pb2_grpc
@@ -15,7 +12,7 @@ from services.kit.lifecycle import background
 from services.kit.metrics import serving_metrics
 from services.kit.server import channel, serving
 from services.kit.settings import Settings
-from services.kit.sql import Database, create_engine, db_now
+from services.kit.sql import Database, db_now, open_database
 from services.kit.transactions import Now, Transactions, Tx
 from services.planner.loop.background import loops
 from services.planner.migrate import migrate
@@ -101,12 +98,5 @@ def advancing(
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Database]:
     """The database, at the schema of this version."""
-    engine: AsyncEngine = create_engine(settings.planner_database_url())
-    if engine.dialect.name == "sqlite" and engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        database = Database(engine)
-        await migrate(database)
+    async with open_database(settings.planner_database_url(), migrate) as database:
         yield database
-    finally:
-        await engine.dispose()

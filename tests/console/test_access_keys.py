@@ -73,7 +73,9 @@ async def test_a_key_is_shown_once_and_opens_its_project(console: Console) -> No
     assert made.prefix == made.key[:10]
     assert not made.HasField("last_used_time")
     assert not made.HasField("expires_time")
-    assert await enter(console, made.key) == access_pb2.Principal(project_id="team", key_id=made.id, name="laptop")
+    assert await enter(console, made.key) == access_pb2.Principal(
+        project_id="team", key_id=made.id, name="laptop", role="member"
+    )
     (shown,) = (await listed(console, "team")).data
     assert not shown.HasField("key")
     assert (shown.id, shown.prefix) == (made.id, made.prefix)
@@ -92,6 +94,25 @@ async def test_keys_have_the_form_that_the_gateway_asks_for(console: Console) ->
     assert len(made) == 20
     assert {len(key) for key in made} == {35}
     assert set("".join(key[3:] for key in made)) <= set(string.ascii_letters + string.digits)
+
+
+async def test_a_key_has_a_role_and_says_who_made_it(console: Console) -> None:
+    plain, empty = await make(console, "plain"), await make(console, "empty", role="")
+    admin = await make(console, "admin", role="admin", created_by="operator")
+    assert [(key.role, key.created_by) for key in (plain, empty, admin)] == [("member", "")] * 2 + [
+        ("admin", "operator")
+    ]
+    assert (await enter(console, admin.key)).role == "admin"
+    shown = {key.name: (key.role, key.created_by) for key in (await listed(console)).data}
+    assert shown == {"plain": ("member", ""), "empty": ("member", ""), "admin": ("admin", "operator")}
+
+
+@pytest.mark.parametrize("role", ["operator", "Admin", "a\0", "x" * 10_000])
+async def test_a_role_that_no_key_may_have(console: Console, role: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await make(console, role=role)
+    assert (caught.value.context["param"], caught.value.context["code"]) == ("role", "invalid_value")
+    assert await rows(console) == []
 
 
 async def test_a_revoked_key_opens_nothing(console: Console) -> None:
@@ -183,7 +204,10 @@ async def test_what_is_wrong_with_a_key(console: Console, fields: dict[str, Any]
     assert await rows(console) == []
 
 
-@pytest.mark.parametrize(("limit", "code"), [(-1, "integer_below_min_value"), (101, "integer_above_max_value")])
+@pytest.mark.parametrize(
+    ("limit", "code"),
+    [(-1, "integer_below_min_value"), (0, "integer_below_min_value"), (101, "integer_above_max_value")],
+)
 async def test_what_is_wrong_with_a_page(console: Console, limit: int, code: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         await listed(console, limit=limit)

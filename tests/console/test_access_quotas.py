@@ -146,7 +146,7 @@ async def test_what_the_jobs_of_a_month_cost(console: Console, monkeypatch: pyte
     made = await console.job(**ready)
     console.planner.jobs[made.id].create_time.FromDatetime(console.clock.time)
     past(console, 4, datetime(2026, 3, 1, 0, 0, 2, tzinfo=UTC), cost_usd=0.01)
-    with pytest.raises(QuotaExceeded, match=r"have cost 10\.00 US dollars, and this project may spend 10\.00"):
+    with pytest.raises(QuotaExceeded, match=r"has cost 10\.00 US dollars, and this project may spend 10\.00"):
         await console.job(**ready)
     console.clock.time = datetime(2026, 4, 1, tzinfo=UTC)
     await console.job(**ready)
@@ -156,19 +156,24 @@ async def test_a_months_cost_is_not_added_up_for_every_job(console: Console) -> 
     _, ready = await console.ready()
     await limit(console, max_monthly_cost_usd=10)
     await console.job(**ready)
-    asked = len(console.planner.listed)
+    asked = len(console.planner.usages)
     for _ in range(5):
         await console.job(**ready)
-    assert len(console.planner.listed) == asked
+    assert len(console.planner.usages) == asked
 
 
-async def test_all_pages_of_jobs_are_counted(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_usage, "PAGE", 2)
+async def test_the_planner_counts_and_only_what_has_a_limit(console: Console) -> None:
     _, ready = await console.ready()
-    for _ in range(5):
+    await console.job(**ready)
+    assert console.planner.usages == []
+    seen = []
+    for revision, limits in enumerate(({"max_live_jobs": 9}, {"max_gpus": 9}, {"max_monthly_cost_usd": 9})):
+        await limit(console, revision, **limits)
+        console.planner.usages.clear()
         await console.job(**ready)
-    assert (await get(console)).live_jobs == 5
-    assert [request.page_size for request in console.planner.listed] == [2, 2, 2]
+        seen.append([(asked.gpus, asked.HasField("since")) for asked in console.planner.usages])
+    assert seen == [[(False, False)], [(True, False)], [(True, False), (False, True)]]
+    assert console.planner.listed == []
 
 
 async def test_without_the_planner_nobody_is_let_past_a_quota(console: Console) -> None:

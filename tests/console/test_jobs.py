@@ -6,11 +6,13 @@ from datetime import timedelta
 
 import grpc
 import pytest
+import sqlalchemy as sa
 
 from brix.console.v1 import access_pb2, jobs_pb2, models_pb2
 from brix.console.v1 import deployment_templates_pb2 as templates_pb2
 from brix.type.v1 import job_pb2
 from services.console.domain import KEY_LIFE
+from services.console.store.tables import job_requests
 from services.kit.errors import (
     AlreadyExists,
     Conflict,
@@ -21,6 +23,7 @@ from services.kit.errors import (
     Unavailable,
 )
 from services.kit.grpc_errors import raising
+from services.kit.sql import create_engine
 from tests.console.conftest import Console, a_spec, serving_console
 from tests.metadata.conftest import CHAT, eventually
 
@@ -125,6 +128,32 @@ async def test_a_default_template(make_settings, default, version):
         assert wrong.value.context["param"] == "model_template_name"
 
 
+async def test_the_default_template_is_named_by_its_variable(make_settings, monkeypatch):
+    monkeypatch.setenv("DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE", "llama@v2")
+    async with serving_console(make_settings()) as console:
+        for error, text in ((NotFound, "has a template 'llama'"), (NotFound, "has no version 'v2'")):
+            with pytest.raises(error, match=text) as missing:
+                await console.job()
+            assert "default template of this server (DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE)" in missing.value.message
+            model_id, _ = await console.ready(name=text)
+        assert missing.value.context["param"] == "model_template_version"
+        with pytest.raises(NotFound) as theirs:
+            await console.job(model_template_name="mine", model_id=model_id)
+        assert "DEFAULT_BATCH" not in theirs.value.message
+        await console.template(model_id, version="v2")
+        made = await console.job(model_id=model_id)
+        assert (made.model_template_name, made.model_template_version) == ("llama", "v2")
+
+
+async def test_without_a_default_template_one_must_be_named(make_settings, monkeypatch):
+    monkeypatch.delenv("DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE", raising=False)
+    async with serving_console(make_settings()) as console:
+        await console.ready()
+        with pytest.raises(InvalidArgument, match="DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE") as missing:
+            await console.job()
+        assert missing.value.context == {"param": "model_template_name", "code": "missing_required_parameter"}
+
+
 async def test_a_template_name_that_several_models_have(console):
     first, _ = await console.ready()
     second, _ = await console.ready(name="other")
@@ -175,6 +204,9 @@ WRONG = [
     ({"completion_window": "soon"}, "completion_window"),
     ({"completion_window": "0h"}, "completion_window"),
     ({"completion_window": "a\0"}, "completion_window"),
+    ({"completion_window": "366d"}, "completion_window"),
+    ({"completion_window": "999999999d999999999h"}, "completion_window"),
+    ({"completion_window": "999999999d999999999h999999999min"}, "completion_window"),
     ({"name": "a\0"}, "name"),
     ({"name": "x" * 256}, "name"),
     ({"created_by": "a\0"}, "created_by"),
@@ -220,6 +252,8 @@ WRONG = [
     ({"idempotency_key": "a\0", "request_hash": "a"}, "idempotency_key"),
     ({"idempotency_key": "x" * 256, "request_hash": "a"}, "idempotency_key"),
     ({"idempotency_key": "x", "request_hash": "a" * 65}, "request_hash"),
+    ({"call_id": "once_1"}, "request_hash"),
+    ({"call_id": "x" * 256, "request_hash": "a"}, "idempotency_key"),
 ]
 
 
@@ -292,7 +326,40 @@ async def test_many_creates_with_one_key_at_once(console):
     assert sorted(type(answer).__name__ for answer in answers) == ["AlreadyExists"] * 5 + ["Job"]
 
 
-@pytest.mark.parametrize("key", [{}, {"idempotency_key": "k", "request_hash": "h"}])
+OF_A_CALL = {"call_id": "once_1", "request_hash": "h"}
+
+
+async def written_down(console) -> list[str]:
+    """The keys that the console's database holds."""
+    engine = create_engine(console.settings.console_database_url())
+    async with engine.connect() as connection:
+        keys = [row.key for row in await connection.execute(sa.select(job_requests.c.key))]
+    await engine.dispose()
+    return keys
+
+
+async def test_only_what_its_user_may_send_again_is_written_down(console):
+    _, needed = await console.ready()
+    first = await console.job(**needed, **OF_A_CALL)
+    await console.planner.move(first.id, Job.FAILED)
+    await retry(console, first.id, call_id="once_2", request_hash="h")
+    assert await written_down(console) == []
+    await console.job(**needed, idempotency_key="k", request_hash="h")
+    assert await written_down(console) == ["k"]
+
+
+async def test_the_gateways_own_repeating_makes_one_job(console):
+    """It sends the same call again when the console's answer was lost."""
+    _, needed = await console.ready()
+    first = await console.job(**needed, **OF_A_CALL)
+    assert (await console.job(**needed, **OF_A_CALL)).id == first.id
+    await console.planner.move(first.id, Job.FAILED)
+    again = [(await retry(console, first.id, call_id="once_2", request_hash="h")).id for _ in range(2)]
+    assert again == ["job_2", "job_2"]
+    assert list(console.planner.jobs) == ["job_1", "job_2"]
+
+
+@pytest.mark.parametrize("key", [{}, {"idempotency_key": "k", "request_hash": "h"}, OF_A_CALL])
 @pytest.mark.parametrize("lost", [1, 2])
 async def test_a_lost_call_or_answer_of_the_planner_makes_no_second_job(console, key, lost):
     """The planner fails before (1) or after (2) it has made the job; the channel asks it again."""
@@ -442,6 +509,7 @@ async def test_lists(console):
     ("fields", "param"),
     [
         ({"limit": 101}, "limit"),
+        ({"limit": 0}, "limit"),
         ({"limit": -1}, "limit"),
         ({"status": ["QUEUED"]}, "status"),
         ({"status": ["queued", "state_unspecified"]}, "status"),

@@ -140,7 +140,10 @@ async def test_an_update_changes_what_is_given(console):
     assert await get(console, model.id) == changed
 
 
-@pytest.mark.parametrize(("revision", "code"), [(0, "missing_required_parameter"), (-1, "invalid_value")])
+@pytest.mark.parametrize(
+    ("revision", "code"),
+    [(0, "missing_required_parameter"), (-1, "invalid_value"), (2**62, "invalid_value"), (2**63 - 1, "invalid_value")],
+)
 async def test_an_update_names_the_revision_that_was_seen(console, revision, code):
     model = await console.model()
     with pytest.raises(InvalidArgument) as wrong:
@@ -270,6 +273,7 @@ async def test_search_and_category(console):
     ("fields", "param"),
     [
         ({"limit": -1}, "limit"),
+        ({"limit": 0}, "limit"),
         ({"limit": 101}, "limit"),
         ({"search": "a\0"}, "search"),
         ({"search": "x" * 300}, "search"),

@@ -245,8 +245,12 @@ async def test_of_updates_at_once_one_wins(console, model_id):
     assert (len(won), len(lost)) == (1, 5)
     assert "revision 2" in lost[0].message
     assert await update(console, made, 1, spec_json=won[0].spec_json) == won[0]
-    with pytest.raises(InvalidArgument):
-        await update(console, made, 0, status="draft")
+    for wrong in (0, -1, 2**62, 2**63 - 1):
+        with pytest.raises(InvalidArgument) as refused:
+            await update(console, made, wrong, status="draft")
+        assert refused.value.context["param"] == "revision"
+    with pytest.raises(Conflict):
+        await update(console, made, 2**62 - 1, status="draft")
 
 
 async def test_a_template_with_a_live_job_stays(console, model_id):
@@ -288,7 +292,12 @@ async def test_pages_and_filters(console, model_id):
     theirs = await console.template(other)
     for unknown in ("nothing", "", "a\0", theirs.id):
         assert await listed(console, model_id, after=unknown) == []
-    for fields, param in (({"limit": 101}, "limit"), ({"status": "all"}, "status"), ({"name": "a\0"}, "name")):
+    for fields, param in (
+        ({"limit": 101}, "limit"),
+        ({"limit": 0}, "limit"),
+        ({"status": "all"}, "status"),
+        ({"name": "a\0"}, "name"),
+    ):
         with pytest.raises(InvalidArgument) as wrong:
             await listed(console, model_id, **fields)
         assert wrong.value.context["param"] == param

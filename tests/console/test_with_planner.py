@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -20,8 +22,10 @@ from services.kit.errors import (
 from services.kit.grpc_errors import raising
 from services.kit.settings import Settings
 from services.planner import server as planner
+from services.planner.service.watch import MOST_OF_A_PROJECT
 from tests.conftest import free_port
-from tests.console.conftest import Console, serving_console
+from tests.console.conftest import Console, a_spec, serving_console
+from tests.metadata.conftest import eventually
 
 Job = job_pb2.Job
 
@@ -132,3 +136,57 @@ async def test_what_only_the_planner_knows(console: Console) -> None:
             await call
     with pytest.raises(NotFound):
         await watched(console, "nothing", set())
+
+
+async def test_no_project_takes_the_watchers_of_the_others(console: Console) -> None:
+    _, needed = await console.ready()
+    theirs = await console.model(project_id="other")
+    await console.template(theirs.id, project_id="other")
+    ids = {
+        "default": (await console.job(**needed)).id,
+        "other": (await console.job(model_template_name="llama", project_id="other")).id,
+    }
+
+    async def watch(project: str) -> Any:
+        call = console.jobs.WatchJob(jobs_pb2.WatchJobRequest(project_id=project, id=ids[project]))
+        assert (await anext(raising(call))).id == ids[project]
+        return call
+
+    calls = await asyncio.gather(*(watch("default") for _ in range(MOST_OF_A_PROJECT)))
+    with pytest.raises(QuotaExceeded, match="This project watches 100 jobs") as refused:
+        await watch("default")
+    assert refused.value.context == {"code": "rate_limit_exceeded", "retry_after_s": "5"}
+    calls.append(await watch("other"))
+    calls[0].cancel()
+
+    async def has_room() -> bool:
+        try:
+            calls.append(await watch("default"))
+        except QuotaExceeded:
+            return False
+        return True
+
+    await eventually(has_room)
+    for call in calls:
+        call.cancel()
+
+
+async def test_what_cannot_be_cancelled_is_named(console: Console) -> None:
+    _, needed = await console.ready()
+    job = await cancelled(console, **needed)
+    with pytest.raises(IllegalTransition) as refused:
+        await console.jobs.CancelJob(jobs_pb2.CancelJobRequest(**of(job.id)))
+    assert refused.value.context == {"param": "id", "state": "CANCELLED"}
+
+
+async def test_a_quota_of_gpus_counts_what_waits(console: Console) -> None:
+    model_id, _ = await console.ready()
+    spec = a_spec(accelerator={"type": "A10", "count": 4}, parallelism={"tp": 4})
+    await console.template(model_id, "four", spec)
+    await console.access.UpdateQuota(access_pb2.UpdateQuotaRequest(project_id="default", max_gpus=8))
+    asked = {"model_id": model_id, "model_template_name": "four"}
+    for _ in range(2):
+        await console.job(**asked)
+    with pytest.raises(QuotaExceeded, match=r"takes 4 GPUs\. The live jobs of this project take 8, and it may have 8"):
+        await console.job(**asked)
+    assert (await console.access.GetQuota(access_pb2.GetQuotaRequest(project_id="default"))).live_jobs == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ from services.kit.settings import Settings
 from services.runner.engines.mock import mock_engine
 from services.runner.runtimes.base import Gone, Ready, Runtime, Spec
 from services.runner.runtimes.registry import load_runtimes
+from tests.runner.ssh import support as ssh
 from tests.runtimes.support import external_spec, local_spec, template, until_ready
+from tests.ssh.machine import machine
 
 
 class Case(NamedTuple):
@@ -22,19 +25,28 @@ class Case(NamedTuple):
     spec: Spec
     starts: bool
     """Whether something exists that can be released."""
+    lists: bool
+    """Whether that is here, where the runner runs."""
 
 
-@pytest.fixture(params=["External", "Local"])
+@pytest.fixture(params=["External", "Local", "RunPod", "LambdaCloud"])
 async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Case]:
-    runtimes = load_runtimes(Settings(data_dir=tmp_path))
-    runtime = runtimes[request.param]
-    if request.param == "External":
-        async with mock_engine() as engine:
-            yield Case(runtime, external_spec({}, engine.url), starts=False)
-    else:
-        yield Case(runtime, local_spec("batch_1", model_template=template()), starts=True)
-    for each in runtimes.values():
-        await each.close()
+    async with AsyncExitStack() as stack:
+        settings = Settings(data_dir=tmp_path)
+        if request.param == "External":
+            engine = await stack.enter_async_context(mock_engine())
+            spec = external_spec({}, engine.url)
+        elif request.param == "Local":
+            spec = local_spec("batch_1", model_template=template())
+        else:
+            there = await stack.enter_async_context(machine(tmp_path / "machine"))
+            settings = ssh.settings(there, tmp_path)
+            spec = ssh.spec_for(request.param, ssh.options(there))
+        runtimes = load_runtimes(settings)
+        for each in runtimes.values():
+            stack.push_async_callback(each.close)
+        starts = request.param != "External"
+        yield Case(runtimes[request.param], spec, starts=starts, lists=request.param == "Local")
 
 
 async def test_launch_probe_and_release(case: Case) -> None:
@@ -42,9 +54,10 @@ async def test_launch_probe_and_release(case: Case) -> None:
     ready = await until_ready(case.runtime, case.spec, handle)
 
     async with aiohttp.ClientSession() as session:
-        body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+        body = {"model": case.spec.model or "m", "messages": [{"role": "user", "content": "hello"}]}
         for endpoint in ready.endpoints:
-            async with session.post(endpoint.base_url + "/v1/chat/completions", json=body) as response:
+            url = endpoint.base_url + "/v1/chat/completions"
+            async with session.post(url, json=body, headers=endpoint.headers) as response:
                 assert response.status == 200
 
     await case.runtime.release(handle)
@@ -76,7 +89,7 @@ async def test_release_twice_and_of_what_never_was_is_fine(case: Case) -> None:
 async def test_list_shows_what_exists(case: Case) -> None:
     assert await case.runtime.list() == []
     handle = await case.runtime.launch(case.spec)
-    assert await case.runtime.list() == ([handle] if case.starts else [])
+    assert await case.runtime.list() == ([handle] if case.lists else [])
     await case.runtime.release(handle)
     assert await case.runtime.list() == []
 

@@ -178,7 +178,7 @@ BODIES: dict[tuple[str, str], Body] = {
     ),
 }
 # What the gateway itself says of a call, and no caller.
-FILLED = ("project_id", "created_by", "idempotency_key", "request_hash", "key_hash", "colour", "", "name ")
+FILLED = ("project_id", "created_by", "idempotency_key", "call_id", "request_hash", "key_hash", "colour", "", "name ")
 NO_BODIES: dict[str, bytes] = {
     "empty": b"",
     "half": b'{"name":',

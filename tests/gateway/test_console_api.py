@@ -24,6 +24,7 @@ from tests.gateway.front import LINE, Answer, Front, field, file, form, gateway_
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CHAT = "/v1/chat/completions"
+NIGHTLY = {"input_dataset": "file-1", "endpoint": CHAT, "model_template_name": "nightly"}
 
 
 @dataclass
@@ -206,6 +207,36 @@ async def test_a_quota_says_no(api: Api) -> None:
     lifted = await api.call("PUT", "quotas", {"max_live_jobs": 2147483647, "revision": 1})
     assert lifted.status == 200
     assert (await api.call("POST", "jobs", body)).status == 200
+
+
+async def test_no_number_is_too_large_for_an_answer(api: Api) -> None:
+    model = await api.made("models", {"name": "Numbers"})
+    templates = f"models/{model['id']}/deployment-templates"
+    template = await api.made(templates, {"name": "numbers", "spec": SPEC})
+    largest = 2**63 - 1
+    huge = SPEC | {"engine_args": {"max_model_len": 2**64}}
+    for method, path, body, param in (
+        ("PATCH", f"models/{model['id']}", {"revision": largest, "category": "x"}, "revision"),
+        ("PUT", f"{templates}/{template['id']}", {"revision": largest, "status": "draft"}, "revision"),
+        ("PATCH", f"{templates}/{template['id']}", {"revision": 2**62, "status": "draft"}, "revision"),
+        ("PUT", "quotas", {"revision": largest, "max_gpus": 1}, "revision"),
+        ("POST", templates, {"name": "huge", "spec": huge}, "spec.engine_args.max_model_len"),
+        ("POST", "jobs", {"completion_window": "999999999d999999999h"} | NIGHTLY, "completion_window"),
+        *(("GET", f"{path}?limit=0", None, "limit") for path in ("models", templates, "jobs", "apikeys", "secrets")),
+    ):
+        answer = await api.call(method, path, body)
+        assert (answer.status, answer.error["param"]) == (400, param), answer.body
+
+
+async def test_a_retry_may_be_repeated_with_and_without_a_body(api: Api) -> None:
+    model = await api.made("models", {"name": "Repeated"})
+    await api.made(f"models/{model['id']}/deployment-templates", {"name": "repeated", "spec": SPEC})
+    job = await api.made("jobs", NIGHTLY | {"model_template_name": "repeated"})
+    await api.planner.move(job["id"], Job.FAILED)
+    again = {
+        (await api.made(f"jobs/{job['id']}/retry", body, **{"Idempotency-Key": "r-1"}))["id"] for body in (None, {})
+    }
+    assert len(again) == 1
 
 
 class TestFiles:

@@ -219,7 +219,7 @@ async def test_a_method_that_a_path_has_not(world: World, path: str) -> None:
         ("POST", "models/{model}/deployment-templates", {"name": "base", "spec": SPEC}, "version"),
         ("PUT", "models/{model}/deployment-templates/{template}", {"status": "draft", "revision": 7}, "revision"),
         ("PUT", "quotas", {"max_gpus": 1, "revision": 7}, "revision"),
-        ("POST", "jobs/{job}/cancel", None, None),
+        ("POST", "jobs/{job}/cancel", None, "id"),
     ],
     ids=str,
 )

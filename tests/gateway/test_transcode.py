@@ -217,15 +217,21 @@ async def test_what_the_console_is_asked(
         assert answer.status == (204 if rpc == "WatchJob" else 200), answer.body
         name, request = console.script.asked[-1]
         assert name == rpc
-        key = getattr(request, "idempotency_key", "once_")
-        assert key.startswith("once_")
-        filled = {"project_id": "default", "idempotency_key": key, "request_hash": digest(body)}
+        call_id = getattr(request, "call_id", "once_")
+        assert call_id.startswith("once_")
+        filled = {
+            "project_id": "default",
+            "call_id": call_id,
+            "request_hash": digest(rpc, body),
+            "created_by": "anonymous",
+        }
         fields = request.DESCRIPTOR.fields_by_name
         assert request == type(request)(**asked | {k: v for k, v in filled.items() if k in fields})
 
 
-def digest(body: Any) -> str:
-    data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+def digest(rpc: str, body: Any) -> str:
+    """Where a body says nothing, whatever stands there is the same."""
+    data = b"" if body is None or rpc == "RetryJob" else body if isinstance(body, bytes) else json.dumps(body).encode()
     return hashlib.sha256(data).hexdigest()
 
 
@@ -238,9 +244,50 @@ async def test_the_key_of_the_caller_travels(console: Console) -> None:
     body = {"input_dataset": "f", "endpoint": "e"}
     for path, sent in (("/api/v1/jobs", body), ("/api/v1/jobs/j/retry", None)):
         assert (await call(console, "POST", path, sent, **{"Idempotency-Key": "mine"})).status == 200
-        assert console.script.last().idempotency_key == "mine"
+        asked = console.script.last()
+        assert (asked.idempotency_key, asked.HasField("call_id")) == ("mine", False)
         wrong = await call(console, "POST", path, sent, **{"Idempotency-Key": "x" * 256})
         assert (wrong.status, wrong.error["param"]) == (400, "Idempotency-Key")
+
+
+async def test_a_call_without_a_key_has_an_id_of_its_own(console: Console) -> None:
+    body = {"input_dataset": "f", "endpoint": "e"}
+    seen = set()
+    for path, sent in (("/api/v1/jobs", body), ("/api/v1/jobs", body), ("/api/v1/jobs/j/retry", None)):
+        assert (await call(console, "POST", path, sent)).status == 200
+        asked = console.script.last()
+        assert not asked.HasField("idempotency_key")
+        seen.add(asked.call_id)
+    assert len(seen) == 3
+
+
+async def test_no_body_and_an_empty_one_are_the_same_retry(console: Console) -> None:
+    hashes = set()
+    for sent in (None, b"", b"{}", b" {\n} "):
+        answer = await call(console, "POST", "/api/v1/jobs/j/retry", sent, **{"Idempotency-Key": "mine"})
+        assert answer.status == 200, answer.body
+        hashes.add(console.script.last().request_hash)
+    assert len(hashes) == 1
+
+
+async def test_a_limit_of_nothing_is_said(console: Console) -> None:
+    for path in ("models", "models/m/deployment-templates", "jobs", "apikeys", "secrets"):
+        for query, limit in (("", None), ("?limit=", None), ("?limit=0", 0), ("?limit=7", 7)):
+            await call(console, "GET", f"/api/v1/{path}{query}")
+            asked = console.script.last()
+            assert (asked.limit if asked.HasField("limit") else None) == limit
+
+
+async def test_too_many_watchers_come_again(console: Console) -> None:
+    """Unlike a quota of jobs, it passes."""
+    console.script.answers["WatchJob"] = errors.QuotaExceeded("many", code="rate_limit_exceeded", retry_after_s="5")
+    answer = await call(console, "GET", "/api/v1/jobs/j/events")
+    assert (answer.status, answer.error["code"]) == (429, "rate_limit_exceeded")
+    assert (answer.headers["retry-after"], answer.headers["x-should-retry"]) == ("5", "true")
+    console.script.answers["CreateJob"] = errors.QuotaExceeded("full", code="insufficient_quota")
+    answer = await call(console, "POST", "/api/v1/jobs", {"input_dataset": "f", "endpoint": "e"})
+    assert (answer.status, answer.headers["x-should-retry"]) == (429, "false")
+    assert "retry-after" not in answer.headers
 
 
 def at(seconds: int) -> Timestamp:

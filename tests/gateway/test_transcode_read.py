@@ -17,7 +17,7 @@ from brix.console.v1 import access_pb2, deployment_templates_pb2, jobs_pb2, mode
 from brix.type.v1 import job_pb2
 from gateway.console import SERVICES
 from gateway.transcode_fields import FILLED, Form, members_of, object_name, time_key
-from gateway.transcode_read import MAX_DEPTH, MAX_VALUES, read_body, read_query
+from gateway.transcode_read import MAX_DEPTH, MAX_UINT64, MAX_VALUES, MIN_INT64, read_body, read_query
 from gateway.transcode_routes import bindings_of
 from gateway.transcode_write import as_json
 from services.kit.errors import InvalidArgument
@@ -67,6 +67,11 @@ def nested(levels: int) -> bytes:
         (Template, b'{"spec": %s}' % nested(100_000), None, None),
         (Template, b'{"spec": {"a": [%s0]}}' % (b"0," * 10_000), "array_above_max_length", "spec.a"),
         (Template, b'{"spec": {"a": [%s[]]}}' % ((b"[%s0]," % (b"0," * 9999)) * 10), "invalid_value", None),
+        (Template, b'{"spec": {"a": [0, {"b": 18446744073709551616}]}}', "integer_above_max_value", "spec.a[1].b"),
+        (Template, b'{"spec": {"a": %s}}' % (b"9" * 100_000), "integer_above_max_value", "spec.a"),
+        (Template, b'{"spec": {"a": -9223372036854775809}}', "integer_below_min_value", "spec.a"),
+        (Template, b'{"spec": {"a": 1e999}}', "invalid_value", "spec.a"),
+        (Template, b'{"spec": {"a": -1.5e9999}}', "invalid_value", "spec.a"),
         (Quota, b'{"max_gpus": 1.0}', "invalid_type", "max_gpus"),
         (Quota, b'{"max_gpus": 1e3}', "invalid_type", "max_gpus"),
         (Quota, b'{"max_gpus": "1"}', "invalid_type", "max_gpus"),
@@ -135,6 +140,15 @@ def test_a_free_object_may_be_as_deep_and_large_as_the_limits() -> None:
     assert message.spec_json == many
 
 
+def test_numbers_in_a_free_object_are_what_64_bits_hold() -> None:
+    message = Template()
+    spec = (
+        b'{"a": [18446744073709551615, -9223372036854775808, 1e308, -0.0, 123456789.0123456789012345678901234567890]}'
+    )
+    read_body(b'{"spec": %s}' % spec, message)
+    assert message.spec_json == spec.decode()
+
+
 def test_a_parameter_of_a_query_that_is_a_message_or_free_is_unknown() -> None:
     for name in ("provision", "client", "request_counts"):
         with pytest.raises(InvalidArgument) as caught:
@@ -158,7 +172,11 @@ def test_other_parameters_of_a_query() -> None:
 # Round trips. A time has whole seconds, and what is not optional is written even if it is not there.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 FREE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    st.none()
+    | st.booleans()
+    | st.integers(MIN_INT64, MAX_UINT64)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )

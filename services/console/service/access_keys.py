@@ -23,6 +23,7 @@ ALPHABET = string.ascii_letters + string.digits
 KEY_LENGTH = 32  # of 62 characters each: 190 random bits
 SHOWN = 10
 LONGEST_NAME = 128
+MEMBER, ADMIN = "member", "admin"
 LIFE_S = (60, 10 * 366 * 86_400)
 HASH = re.compile(r"[0-9a-f]{64}")
 USE_NOTED = timedelta(minutes=1)
@@ -50,15 +51,17 @@ class ApiKeyService:
                 key=text,
                 create_time=tx.now,
                 expires_time=tx.now + life if life else None,
+                role=new.role or MEMBER,
+                created_by=new.created_by,
             )
             await keys.insert(tx, key, sha256(text.encode()).hexdigest())
             return key
 
         key = await self.transactions.write(work)
-        log.info("API key created", key_id=id, project_id=new.project_id)
+        log.info("API key created", key_id=id, project_id=new.project_id, role=key.role, created_by=key.created_by)
         return key
 
-    async def list_keys(self, project_id: str, limit: int, after: str | None) -> tuple[list[ApiKey], bool]:
+    async def list_keys(self, project_id: str, limit: int | None, after: str | None) -> tuple[list[ApiKey], bool]:
         """One page, newest first, and whether there is more behind it."""
         size = checks.page_size(limit)
 
@@ -96,7 +99,7 @@ class ApiKeyService:
             raise NotFound("No such API key.", param="key_hash")
         if note:
             await self._note_use(key)
-        return Principal(project_id=key.project_id, key_id=key.id, name=key.name)
+        return Principal(project_id=key.project_id, key_id=key.id, name=key.name, role=key.role)
 
     async def _note_use(self, key: ApiKey) -> None:
         async def work(tx: Tx) -> None:
@@ -114,6 +117,9 @@ def check_new(new: NewApiKey) -> None:
     checks.required(project_id=new.project_id, name=new.name)
     checks.plain("project_id", new.project_id, checks.LONGEST_ID)
     checks.plain("name", new.name, LONGEST_NAME)
+    checks.prose("created_by", new.created_by, checks.LONGEST_ID)
+    if new.role:
+        checks.one_of("role", new.role, (MEMBER, ADMIN))
     seconds, (shortest, longest) = new.expires_after_s, LIFE_S
     if seconds is not None and not shortest <= seconds <= longest:
         side, bound = ("below_min", f">= {shortest}") if seconds < shortest else ("above_max", f"<= {longest}")

@@ -24,10 +24,12 @@ log = structlog.get_logger(__name__)
 class Usage(Protocol):
     """What a project uses, as the planner knows it. Errors of both: the planner's."""
 
-    async def live(self, project_id: str) -> Live: ...
+    async def live(self, project_id: str, *, with_gpus: bool = False) -> Live:
+        """`with_gpus`: GPUs are counted too."""
+        ...
 
     async def cost_since(self, project_id: str, since: datetime) -> float:
-        """US dollars that the jobs made since then have cost so far."""
+        """US dollars that the compute which was asked for since then has cost so far."""
         ...
 
 
@@ -66,13 +68,14 @@ class QuotaService:
         """
         quota, now = await self._find(project_id)
         if quota.max_live_jobs is not None or quota.max_gpus is not None:
-            check_live(quota, await self.usage.live(project_id), gpus)
+            live = await self.usage.live(project_id, with_gpus=quota.max_gpus is not None)
+            check_live(quota, live, gpus)
         if quota.max_monthly_cost_usd is not None:
             month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
             cost = await self.usage.cost_since(project_id, month)
             if cost >= quota.max_monthly_cost_usd:
                 raise exceeded(
-                    f"The jobs of this month have cost {cost:.2f} US dollars, and this project may spend "
+                    f"The compute of this month has cost {cost:.2f} US dollars, and this project may spend "
                     f"{quota.max_monthly_cost_usd:.2f}. The next month begins at the 1st, 00:00 UTC."
                 )
 
@@ -110,5 +113,5 @@ def check_change(change: QuotaChange) -> None:
     cost = change.max_monthly_cost_usd
     if cost is not None and not (math.isfinite(cost) and 0 <= cost <= LARGEST_COST_USD):
         raise checks.invalid("max_monthly_cost_usd", "it must be a number of US dollars, from 0")
-    if not 0 <= change.revision < 2**62:
+    if not 0 <= change.revision < checks.REVISIONS:
         raise checks.invalid("revision", "it must be at least 0; 0 says that no quota was set yet")

@@ -41,7 +41,7 @@ class SecretService:
         log.info("secret stored", secret_id=secret.id, project_id=project_id)
         return secret
 
-    async def list_secrets(self, project_id: str, limit: int, after: str | None) -> tuple[list[Secret], bool]:
+    async def list_secrets(self, project_id: str, limit: int | None, after: str | None) -> tuple[list[Secret], bool]:
         """One page, newest first, and whether there is more behind it. Never a value."""
         size = checks.page_size(limit)
 

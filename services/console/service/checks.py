@@ -19,6 +19,8 @@ DEFAULT_PAGE = 20
 LARGEST_PAGE = 100
 # A page ends early when its texts hold this many characters: a message has at most 16 MiB.
 PAGE_CHARACTERS = 4 * 1024 * 1024
+# No thing comes to as many: the one behind a revision still fits into its column.
+REVISIONS = 2**62
 
 
 def invalid(param: str, why: str) -> InvalidArgument:
@@ -37,16 +39,19 @@ def prose(param: str, text: str, longest: int) -> None:
     no_nul(**{param: text})
 
 
-def page_size(value: int) -> int:
-    return checks.page_size(value, DEFAULT_PAGE, LARGEST_PAGE)
+def page_size(value: int | None) -> int:
+    if value is None:
+        return DEFAULT_PAGE
+    checks.between("limit", value, 1, LARGEST_PAGE)
+    return value
 
 
 def revision(value: int) -> None:
     """Zero is that it was not said."""
     if value == 0:
         raise missing_parameter("revision", " Send the revision that you saw, so that nobody's change is lost.")
-    if value < 0:
-        raise invalid("revision", "it must be at least 1")
+    if not 0 < value < REVISIONS:
+        raise invalid("revision", "it must be at least 1, and one that an answer had")
 
 
 def findable(*ids: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +20,7 @@ from services.console.service.models import found
 from services.console.service.planner import Planner
 from services.console.service.templates import resolved
 from services.console.store import requests, templates
+from services.kit import clock
 from services.kit.errors import AlreadyExists, Conflict, IllegalTransition, InvalidArgument, NotFound, QuotaExceeded
 from services.kit.ids import new_id
 from services.kit.settings import Settings
@@ -34,6 +37,10 @@ PRIORITIES = {"high": 10, "normal": 0, "low": -10}
 LONGEST_NAME = 255
 LARGEST_BUDGET_USD = 1e9
 MOST_MODELS_SHOWN = 20
+# For so long a job's maker waits for somebody who deletes its template; then the template stays.
+DELETION_S = 5.0
+LOOK_S = 0.05
+DEFAULT_TEMPLATE = "DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE"
 NAME, VERSION = "model_template_name", "model_template_version"
 
 STATUSES = {name.lower(): number for name, number in Job.State.items() if number != Job.STATE_UNSPECIFIED}
@@ -77,9 +84,11 @@ class Once:
     """Its user may send it again, also to another replica; otherwise it is for lost answers only."""
 
     @classmethod
-    def of(cls, project_id: str, key: str | None, request_hash: str) -> Once:
-        checks.idempotency(key, request_hash)
-        return cls(project_id, key or new_id("once_"), request_hash or new_id(""), key is not None)
+    def of(cls, project_id: str, key: str | None, request_hash: str, call_id: str | None) -> Once:
+        """`call_id`: of the call, which may be repeated on its way here. Only what has a user's key is written down."""
+        given = key if key is not None else call_id
+        checks.idempotency(given, request_hash)
+        return cls(project_id, given or new_id("once_"), request_hash or new_id(""), key is not None)
 
 
 class JobService:
@@ -96,7 +105,7 @@ class JobService:
         idempotency key was used with another body)."""
         name, version = self._template_reference(new)
         check_new(new)
-        once = Once.of(new.project_id, new.idempotency_key, new.request_hash)
+        once = Once.of(new.project_id, new.idempotency_key, new.request_hash, new.call_id)
 
         async def work(tx: Tx) -> bytes | tuple[Model, DeploymentTemplate]:
             if earlier := await claimed_before(tx, once):
@@ -105,7 +114,13 @@ class JobService:
             model = await found(tx, new.project_id, model_id, "model_id")
             return model, await resolved(tx, new.project_id, model_id, name, version, (NAME, VERSION))
 
-        looked = await self.transactions.read(work)
+        try:
+            looked = await self.transactions.read(work)
+        except (NotFound, Conflict) as error:
+            if not new.model_template_name and error.context.get("param") in (NAME, VERSION):
+                message = f"{error.message} It is the default template of this server ({DEFAULT_TEMPLATE})."
+                raise type(error)(message, **error.context) from error
+            raise
         if isinstance(looked, bytes):
             return await self._enqueue(once, looked)
         model, template = looked
@@ -113,10 +128,19 @@ class JobService:
         await self._check_quota(job)
         if template.status == "deprecated":
             log.warning("a job uses a deprecated template", template=template.label)
-        return await self._enqueue(once, await self._claimed(once, job))
+        made = await self._enqueue(once, await self._claimed(once, job))
+        if not await self._stays(template.id):
+            await self._undo(once, made, template)
+        return made
 
     async def retry_job(
-        self, project_id: str, id: str, created_by: str, idempotency_key: str | None, request_hash: str
+        self,
+        project_id: str,
+        id: str,
+        created_by: str,
+        idempotency_key: str | None,
+        request_hash: str,
+        call_id: str | None,
     ) -> Job:
         """A new job from one that ended badly, with the template that that one had.
 
@@ -124,7 +148,7 @@ class JobService:
         """
         # The body of every retry is the same: the key stands for this job's.
         said = hashlib.sha256(f"retry {id} {request_hash}".encode()).hexdigest() if request_hash else ""
-        once = Once.of(project_id, idempotency_key, said)
+        once = Once.of(project_id, idempotency_key, said, call_id)
 
         async def work(tx: Tx) -> bytes | None:
             return await claimed_before(tx, once)
@@ -152,7 +176,7 @@ class JobService:
     async def list_jobs(
         self,
         project_id: str,
-        limit: int,
+        limit: int | None,
         after: str | None,
         statuses: list[str],
         model_id: str | None,
@@ -192,7 +216,7 @@ class JobService:
             raise checks.missing_parameter(NAME, " A version is that of a named template.")
         name, version = self.default_template
         if not name:
-            more = " This server has no default template (DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE)."
+            more = f" This server has no default template ({DEFAULT_TEMPLATE})."
             raise checks.missing_parameter(NAME, more)
         return name, version
 
@@ -226,6 +250,41 @@ class JobService:
             raise
         log.info("job enqueued", job_id=job.id, project_id=job.project_id, model_id=job.model_id)
         return job
+
+    async def _stays(self, template_id: str) -> bool:
+        """Whether a template is still there, now that the planner has the job.
+
+        Who deletes it announces that first, and asks the planner for jobs after that: either the job is found there, or the
+        announcement is found here.
+        """
+        until = clock.monotonic() + DELETION_S
+        while True:
+            fate = await self.transactions.look(templates.fate(template_id))
+            if fate is None or not fate["is_there"]:
+                return False
+            if fate["deletion_id"] is None:
+                return True
+            if clock.monotonic() < until:
+                await asyncio.sleep(LOOK_S)
+            else:
+                # Whoever announced it may be dead.
+                await self._call_off(template_id, fate["deletion_id"])
+
+    async def _call_off(self, template_id: str, deletion_id: str) -> None:
+        async def work(tx: Tx) -> None:
+            await templates.call_off(tx, template_id, deletion_id)
+
+        await self.transactions.write(work)
+
+    async def _undo(self, once: Once, job: Job, template: DeploymentTemplate) -> None:
+        """Cancel a job whose template was deleted while it was made. Error: NotFound, always."""
+        with suppress(IllegalTransition):  # it has ended by itself
+            await self.planner.cancel(job.project_id, job.id)
+        if once.is_users:
+            await self._forget(once)
+        log.warning("a job was cancelled: its template was deleted", job_id=job.id, template=template.label)
+        message = f"Template {template.label} was deleted while the job was made. Job {job.id} is cancelled."
+        raise NotFound(message, param=NAME)
 
     async def _forget(self, once: Once) -> None:
         async def work(tx: Tx) -> None:

@@ -60,7 +60,7 @@ class ModelService:
         return await self.transactions.read(work)
 
     async def list_models(
-        self, project_id: str, limit: int, after: str | None, *, search: str | None, category: str | None
+        self, project_id: str, limit: int | None, after: str | None, *, search: str | None, category: str | None
     ) -> tuple[list[Model], bool]:
         """One page, newest first, and whether there is more behind it."""
         size = checks.page_size(limit)

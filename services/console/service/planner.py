@@ -44,6 +44,9 @@ class Planner:
     async def cancel(self, project_id: str, id: str) -> job_pb2.Job:
         return await self.stub.CancelJob(jobs_pb2.CancelJobRequest(project_id=project_id, id=id))
 
+    async def get_usage(self, request: jobs_pb2.GetUsageRequest) -> jobs_pb2.GetUsageResponse:
+        return await self.stub.GetUsage(request)
+
     async def watch(self, project_id: str, id: str, after_revision: int) -> AsyncIterator[job_pb2.Job]:
         """The job now, and whenever it changes. The planner's call ends when nobody listens any more."""
         call: Any = self.stub.WatchJob(

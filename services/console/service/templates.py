@@ -11,6 +11,7 @@ from services.console.service.planner import Planner
 from services.console.store import models, templates
 from services.kit.errors import AlreadyExists, Conflict, NotFound
 from services.kit.ids import new_id
+from services.kit.lifecycle import uninterrupted
 from services.kit.settings import Settings
 from services.kit.spec.catalog import some
 from services.kit.spec.template import DEFAULT_VERSION
@@ -68,7 +69,14 @@ class DeploymentTemplateService:
         return await self.transactions.read(work)
 
     async def list_templates(
-        self, project_id: str, model_id: str, limit: int, after: str | None, *, status: str | None, name: str | None
+        self,
+        project_id: str,
+        model_id: str,
+        limit: int | None,
+        after: str | None,
+        *,
+        status: str | None,
+        name: str | None,
     ) -> tuple[list[DeploymentTemplate], bool]:
         """One page, newest first, and whether there is more behind it. Errors: InvalidArgument, NotFound (the model)."""
         size = checks.page_size(limit)
@@ -128,20 +136,41 @@ class DeploymentTemplateService:
 
     async def delete_template(self, project_id: str, model_id: str, id: str) -> None:
         """Errors: NotFound, Conflict (a live job uses it), Unavailable (the planner does not say)."""
-        template = await self.get_template(project_id, model_id, id)
-        job = await self.planner.find_live_job(project_id, model_id, (template.name, template.version))
-        if job is not None:
-            message = f"Template {template.label} cannot be deleted: job {job.id} uses it and has not ended."
-            raise Conflict(message, param="id")
+        deletion_id = new_id("")
+        # Announced before the planner is asked: whoever makes a job looks for it afterwards (see JobService).
+        template = await self._announce(project_id, model_id, id, deletion_id)
+        try:
+            job = await self.planner.find_live_job(project_id, model_id, (template.name, template.version))
+            if job is not None:
+                message = f"Template {template.label} cannot be deleted: job {job.id} uses it and has not ended."
+                raise Conflict(message, param="id")
+        except BaseException:
+            await uninterrupted(self._call_off(id, deletion_id))
+            raise
 
         async def work(tx: Tx) -> None:
-            if await templates.lock(tx, project_id, model_id, id) is None:
-                raise checks.missing("deployment template", id)
-            await templates.bury(tx, id)
+            if not await templates.bury(tx, id, deletion_id):
+                await found_template(tx, project_id, model_id, id)
+                message = f"Template {template.label} was not deleted: somebody else uses it or deletes it just now."
+                raise Conflict(message, param="id")
             await templates.set_changed(tx)
 
         await self.transactions.write(work)
         log.info("template deleted", template=template.label, template_id=id, project_id=project_id)
+
+    async def _announce(self, project_id: str, model_id: str, id: str, deletion_id: str) -> DeploymentTemplate:
+        async def work(tx: Tx) -> DeploymentTemplate:
+            template = await found_template(tx, project_id, model_id, id)
+            await templates.announce(tx, id, deletion_id)
+            return template
+
+        return await self.transactions.write(work)
+
+    async def _call_off(self, id: str, deletion_id: str) -> None:
+        async def work(tx: Tx) -> None:
+            await templates.call_off(tx, id, deletion_id)
+
+        await self.transactions.write(work)
 
 
 async def found_template(tx: Tx, project_id: str, model_id: str, id: str) -> DeploymentTemplate:

@@ -64,6 +64,8 @@ deployment_templates = sa.Table(
     sa.Column("version", sa.String(128), nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("spec_json", sa.Text, nullable=False),
+    # Who asks just now whether it may be deleted.
+    sa.Column("deletion_id", sa.String(64)),
     *_life(),
     _of_live("ix_deployment_templates_version", "project_id", "model_id", "name", "version", unique=True),
     _of_live("ix_deployment_templates_list", "project_id", "model_id", "create_time", "id"),

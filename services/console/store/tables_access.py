@@ -28,6 +28,8 @@ api_keys = sa.Table(
     sa.Column("expires_time", UtcTime),
     # A revoked key stays as a row, so that a cursor that names it keeps its place.
     sa.Column("delete_time", UtcTime),
+    sa.Column("role", sa.String(16), nullable=False, server_default="member"),
+    sa.Column("created_by", sa.String(255), nullable=False, server_default=""),
     sa.Index("ix_api_keys_list", "project_id", "create_time", "id", sqlite_where=LIVE, postgresql_where=LIVE),
 )
 

@@ -40,12 +40,6 @@ async def find(tx: Tx, project_id: str, model_id: str, id: str) -> DeploymentTem
     return as_template(row) if row else None
 
 
-async def lock(tx: Tx, project_id: str, model_id: str, id: str) -> DeploymentTemplate | None:
-    """As `find`; nobody changes it until this transaction ends."""
-    row = await tx.find(sa.select(*COLUMNS).where(t.c.id == id, *_of(project_id, model_id)).with_for_update())
-    return as_template(row) if row else None
-
-
 async def list_versions(tx: Tx, project_id: str, model_id: str, name: str) -> Sequence[Row]:
     """Id, version and status of every version of a name."""
     mine = sa.select(t.c.id, t.c.version, t.c.status).where(*_of(project_id, model_id), t.c.name == name)
@@ -97,9 +91,26 @@ async def update(tx: Tx, id: str, revision: int, **values: Any) -> DeploymentTem
     return as_template(row) if row else None
 
 
-async def bury(tx: Tx, id: str) -> None:
-    """Delete a template; its row stays as a place for cursors, without the spec."""
-    await tx.run(t.update().where(t.c.id == id, LIVE).values(delete_time=tx.now, spec_json=""))
+async def announce(tx: Tx, id: str, deletion_id: str) -> None:
+    """Say that this deletion is about to happen; one that was announced before does not happen any more."""
+    await tx.run(t.update().where(t.c.id == id, LIVE).values(deletion_id=deletion_id))
+
+
+async def call_off(tx: Tx, id: str, deletion_id: str) -> bool:
+    """This deletion does not happen; False if it has, or was called off before."""
+    mine = (t.c.id == id, t.c.deletion_id == deletion_id, LIVE)
+    return await tx.run(t.update().where(*mine).values(deletion_id=None)) == 1
+
+
+async def bury(tx: Tx, id: str, deletion_id: str) -> bool:
+    """Delete a template, unless the deletion was called off; its row stays as a place for cursors, without the spec."""
+    mine = (t.c.id == id, t.c.deletion_id == deletion_id, LIVE)
+    return await tx.run(t.update().where(*mine).values(delete_time=tx.now, spec_json="")) == 1
+
+
+def fate(id: str) -> sa.Select[Any]:
+    """Whether a template is still there (`is_there`), and which deletion of it is announced (`deletion_id`)."""
+    return sa.select(LIVE.label("is_there"), t.c.deletion_id).where(t.c.id == id)
 
 
 def page_of_all(after: tuple[str, str] | None, limit: int) -> sa.Select[Any]:

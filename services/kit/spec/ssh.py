@@ -27,7 +27,8 @@ HOST_KEY = re.compile(
 )
 # Where the engine listens, and who may talk to it, is the runtime's business. A beginning of one of them is refused as
 # well: argparse takes it for the whole.
-RESERVED = ("--host", "--port", "--api-key", "--uds", "--ssl-keyfile", "--ssl-certfile", "--root-path", "--config")
+RESERVED = ("--host", "--port", "--api-key", "--uds", "--ssl-keyfile", "--root-path", "--config")
+TLS = "--ssl-"
 SHORTEST_BEGINNING = len("--h")
 # A file with flags of its own.
 FLAG_FILE = "@"
@@ -138,7 +139,7 @@ def is_reserved(word: str) -> bool:
     name = word.partition("=")[0].replace("_", "-")
     if word.startswith(FLAG_FILE) or word == "--":
         return True
-    return len(name) >= SHORTEST_BEGINNING and any(flag.startswith(name) for flag in RESERVED)
+    return len(name) >= SHORTEST_BEGINNING and (name.startswith(TLS) or any(flag.startswith(name) for flag in RESERVED))
 
 
 def _invalid(name: str, why: str) -> InvalidArgument:

@@ -10,7 +10,6 @@ import random
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import asyncssh
 
@@ -225,9 +224,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:LONGEST_REASON].strip()
 
 
-# What `again` may say: a machine that boots refuses our key, or shows the image's host key, before it is set up.
 def while_booting(error: SshError) -> bool:
+    """For `again`: a machine that boots may refuse our key, or show the image's host key, before it is set up."""
     return isinstance(error, (Unreachable, LoginDenied, WrongHostKey))
 
 
-always_allowed = partial(lambda host, address, port: True)
+def always_allowed(host: str, address: str, port: int) -> bool:
+    """For `Target.allows`: a machine that we rented is where its provider says."""
+    return True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import re
 import stat
@@ -108,14 +106,3 @@ class HostKey:
         if kind.startswith("SHA256:"):
             return HOST_KEY_ALGORITHMS
         return ("rsa-sha2-512", "rsa-sha2-256") if kind == "ssh-rsa" else (kind,)
-
-
-def is_host_key(text: str) -> bool:
-    """Whether it looks like one, without reading it as a key."""
-    if FINGERPRINT.fullmatch(text):
-        return True
-    try:
-        base64.b64decode(text.split(" ")[1], validate=True)
-    except (IndexError, binascii.Error):
-        return False
-    return PUBLIC_KEY.fullmatch(text) is not None

@@ -114,6 +114,7 @@ def _runtime(job: Job, provider: str, machine: Machine, runtimes: Runtimes) -> d
     else:
         options = {name: getattr(machine, name) for name in FIELDS} | {"model": job.model}
     if target in SSH_TARGETS:
+        del options["http_base_url"]  # the engine listens on the machine's loopback, and is reached through SSH
         spec = read_spec(job.model_template_spec_json or "")
         options |= {"vllm_args": _arguments(spec, runtimes), "image": spec.engine.image}
     return {"target": target, "options": {name: value for name, value in options.items() if value}}

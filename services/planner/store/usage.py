@@ -38,9 +38,10 @@ async def count_live(tx: Tx, project_id: str) -> int:
 
 async def count_gpus(tx: Tx, project_id: str) -> int:
     """GPUs of the compute that live jobs have; those of compute that several share count once."""
-    used = sa.select(t.c.provision_id).where(*live(project_id), t.c.provision_id.is_not(None))
-    gpus = sa.func.sum(p.c.gpus_per_replica * p.c.replicas)
-    return int(await tx.scalar(sa.select(gpus).where(p.c.id.in_(used))) or 0)
+    used = sa.select(t.c.provision_id).where(*live(project_id), t.c.provision_id.is_not(None)).distinct().subquery()
+    # One by one: joined, PostgreSQL would as soon read all provisions there ever were.
+    gpus = sa.select(p.c.gpus_per_replica * p.c.replicas).where(p.c.id == used.c.provision_id).scalar_subquery()
+    return int(await tx.scalar(sa.select(sa.func.sum(gpus)).select_from(used)) or 0)
 
 
 async def list_waiting(tx: Tx, project_id: str) -> Sequence[Waiting]:

@@ -27,7 +27,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62rix/console/v1/access.proto\x12\x0f\x62rix.console.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x02\n\x06\x41piKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12\x10\n\x03key\x18\x05 \x01(\tH\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x0elast_used_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x12\x35\n\x0c\x65xpires_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x02\x88\x01\x01\x42\x06\n\x04_keyB\x11\n\x0f_last_used_timeB\x0f\n\r_expires_time\"i\n\x13\x43reateApiKeyRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1c\n\x0f\x65xpires_after_s\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x12\n\x10_expires_after_s\"U\n\x12ListApiKeysRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"N\n\x13ListApiKeysResponse\x12%\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x17.brix.console.v1.ApiKey\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"5\n\x13\x44\x65leteApiKeyRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\'\n\x13\x41uthenticateRequest\x12\x10\n\x08key_hash\x18\x01 \x01(\t\"=\n\tPrincipal\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x98\x01\n\x06Secret\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x13\x43reateSecretRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\t\"U\n\x12ListSecretsRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_after\"N\n\x13ListSecretsResponse\x12%\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x17.brix.console.v1.Secret\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"5\n\x13\x44\x65leteSecretRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\xce\x01\n\x05Quota\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x1a\n\rmax_live_jobs\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08max_gpus\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12!\n\x14max_monthly_cost_usd\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\tlive_jobs\x18\x05 \x01(\x05\x12\x10\n\x08revision\x18\x06 \x01(\x03\x42\x10\n\x0e_max_live_jobsB\x0b\n\t_max_gpusB\x17\n\x15_max_monthly_cost_usd\"%\n\x0fGetQuotaRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\"\xc8\x01\n\x12UpdateQuotaRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x1a\n\rmax_live_jobs\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08max_gpus\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12!\n\x14max_monthly_cost_usd\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x10\n\x08revision\x18\x05 \x01(\x03\x42\x10\n\x0e_max_live_jobsB\x0b\n\t_max_gpusB\x17\n\x15_max_monthly_cost_usd2\xba\x07\n\rAccessService\x12i\n\x0c\x43reateApiKey\x12$.brix.console.v1.CreateApiKeyRequest\x1a\x17.brix.console.v1.ApiKey\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/api/v1/apikeys:\x01*\x12q\n\x0bListApiKeys\x12#.brix.console.v1.ListApiKeysRequest\x1a$.brix.console.v1.ListApiKeysResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/v1/apikeys\x12j\n\x0c\x44\x65leteApiKey\x12$.brix.console.v1.DeleteApiKeyRequest\x1a\x16.google.protobuf.Empty\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/api/v1/apikeys/{id}\x12P\n\x0c\x41uthenticate\x12$.brix.console.v1.AuthenticateRequest\x1a\x1a.brix.console.v1.Principal\x12i\n\x0c\x43reateSecret\x12$.brix.console.v1.CreateSecretRequest\x1a\x17.brix.console.v1.Secret\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/api/v1/secrets:\x01*\x12q\n\x0bListSecrets\x12#.brix.console.v1.ListSecretsRequest\x1a$.brix.console.v1.ListSecretsResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/v1/secrets\x12j\n\x0c\x44\x65leteSecret\x12$.brix.console.v1.DeleteSecretRequest\x1a\x16.google.protobuf.Empty\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/api/v1/secrets/{id}\x12\\\n\x08GetQuota\x12 .brix.console.v1.GetQuotaRequest\x1a\x16.brix.console.v1.Quota\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/api/v1/quotas\x12\x65\n\x0bUpdateQuota\x12#.brix.console.v1.UpdateQuotaRequest\x1a\x16.brix.console.v1.Quota\"\x19\x82\xd3\xe4\x93\x02\x13\x1a\x0e/api/v1/quotas:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62rix/console/v1/access.proto\x12\x0f\x62rix.console.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x02\n\x06\x41piKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12\x10\n\x03key\x18\x05 \x01(\tH\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x0elast_used_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x12\x35\n\x0c\x65xpires_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x02\x88\x01\x01\x12\x0c\n\x04role\x18\t \x01(\t\x12\x12\n\ncreated_by\x18\n \x01(\tB\x06\n\x04_keyB\x11\n\x0f_last_used_timeB\x0f\n\r_expires_time\"\x99\x01\n\x13\x43reateApiKeyRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1c\n\x0f\x65xpires_after_s\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\x04role\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x12\n\ncreated_by\x18\x05 \x01(\tB\x12\n\x10_expires_after_sB\x07\n\x05_role\"d\n\x12ListApiKeysRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\x08\n\x06_after\"N\n\x13ListApiKeysResponse\x12%\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x17.brix.console.v1.ApiKey\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"5\n\x13\x44\x65leteApiKeyRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\'\n\x13\x41uthenticateRequest\x12\x10\n\x08key_hash\x18\x01 \x01(\t\"K\n\tPrincipal\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\"\x98\x01\n\x06Secret\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x13\x43reateSecretRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\t\"d\n\x12ListSecretsRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\x08\n\x06_after\"N\n\x13ListSecretsResponse\x12%\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x17.brix.console.v1.Secret\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"5\n\x13\x44\x65leteSecretRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\xce\x01\n\x05Quota\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x1a\n\rmax_live_jobs\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08max_gpus\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12!\n\x14max_monthly_cost_usd\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\tlive_jobs\x18\x05 \x01(\x05\x12\x10\n\x08revision\x18\x06 \x01(\x03\x42\x10\n\x0e_max_live_jobsB\x0b\n\t_max_gpusB\x17\n\x15_max_monthly_cost_usd\"%\n\x0fGetQuotaRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\"\xc8\x01\n\x12UpdateQuotaRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x1a\n\rmax_live_jobs\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08max_gpus\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12!\n\x14max_monthly_cost_usd\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x10\n\x08revision\x18\x05 \x01(\x03\x42\x10\n\x0e_max_live_jobsB\x0b\n\t_max_gpusB\x17\n\x15_max_monthly_cost_usd2\xba\x07\n\rAccessService\x12i\n\x0c\x43reateApiKey\x12$.brix.console.v1.CreateApiKeyRequest\x1a\x17.brix.console.v1.ApiKey\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/api/v1/apikeys:\x01*\x12q\n\x0bListApiKeys\x12#.brix.console.v1.ListApiKeysRequest\x1a$.brix.console.v1.ListApiKeysResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/v1/apikeys\x12j\n\x0c\x44\x65leteApiKey\x12$.brix.console.v1.DeleteApiKeyRequest\x1a\x16.google.protobuf.Empty\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/api/v1/apikeys/{id}\x12P\n\x0c\x41uthenticate\x12$.brix.console.v1.AuthenticateRequest\x1a\x1a.brix.console.v1.Principal\x12i\n\x0c\x43reateSecret\x12$.brix.console.v1.CreateSecretRequest\x1a\x17.brix.console.v1.Secret\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/api/v1/secrets:\x01*\x12q\n\x0bListSecrets\x12#.brix.console.v1.ListSecretsRequest\x1a$.brix.console.v1.ListSecretsResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/api/v1/secrets\x12j\n\x0c\x44\x65leteSecret\x12$.brix.console.v1.DeleteSecretRequest\x1a\x16.google.protobuf.Empty\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/api/v1/secrets/{id}\x12\\\n\x08GetQuota\x12 .brix.console.v1.GetQuotaRequest\x1a\x16.brix.console.v1.Quota\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/api/v1/quotas\x12\x65\n\x0bUpdateQuota\x12#.brix.console.v1.UpdateQuotaRequest\x1a\x16.brix.console.v1.Quota\"\x19\x82\xd3\xe4\x93\x02\x13\x1a\x0e/api/v1/quotas:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,35 +51,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCESSSERVICE'].methods_by_name['UpdateQuota']._loaded_options = None
   _globals['_ACCESSSERVICE'].methods_by_name['UpdateQuota']._serialized_options = b'\202\323\344\223\002\023\032\016/api/v1/quotas:\001*'
   _globals['_APIKEY']._serialized_start=142
-  _globals['_APIKEY']._serialized_end=435
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=437
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=542
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=544
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=629
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=631
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=709
-  _globals['_DELETEAPIKEYREQUEST']._serialized_start=711
-  _globals['_DELETEAPIKEYREQUEST']._serialized_end=764
-  _globals['_AUTHENTICATEREQUEST']._serialized_start=766
-  _globals['_AUTHENTICATEREQUEST']._serialized_end=805
-  _globals['_PRINCIPAL']._serialized_start=807
-  _globals['_PRINCIPAL']._serialized_end=868
-  _globals['_SECRET']._serialized_start=871
-  _globals['_SECRET']._serialized_end=1023
-  _globals['_CREATESECRETREQUEST']._serialized_start=1025
-  _globals['_CREATESECRETREQUEST']._serialized_end=1095
-  _globals['_LISTSECRETSREQUEST']._serialized_start=1097
-  _globals['_LISTSECRETSREQUEST']._serialized_end=1182
-  _globals['_LISTSECRETSRESPONSE']._serialized_start=1184
-  _globals['_LISTSECRETSRESPONSE']._serialized_end=1262
-  _globals['_DELETESECRETREQUEST']._serialized_start=1264
-  _globals['_DELETESECRETREQUEST']._serialized_end=1317
-  _globals['_QUOTA']._serialized_start=1320
-  _globals['_QUOTA']._serialized_end=1526
-  _globals['_GETQUOTAREQUEST']._serialized_start=1528
-  _globals['_GETQUOTAREQUEST']._serialized_end=1565
-  _globals['_UPDATEQUOTAREQUEST']._serialized_start=1568
-  _globals['_UPDATEQUOTAREQUEST']._serialized_end=1768
-  _globals['_ACCESSSERVICE']._serialized_start=1771
-  _globals['_ACCESSSERVICE']._serialized_end=2725
+  _globals['_APIKEY']._serialized_end=469
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=472
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=625
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=627
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=727
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=729
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=807
+  _globals['_DELETEAPIKEYREQUEST']._serialized_start=809
+  _globals['_DELETEAPIKEYREQUEST']._serialized_end=862
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=864
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=903
+  _globals['_PRINCIPAL']._serialized_start=905
+  _globals['_PRINCIPAL']._serialized_end=980
+  _globals['_SECRET']._serialized_start=983
+  _globals['_SECRET']._serialized_end=1135
+  _globals['_CREATESECRETREQUEST']._serialized_start=1137
+  _globals['_CREATESECRETREQUEST']._serialized_end=1207
+  _globals['_LISTSECRETSREQUEST']._serialized_start=1209
+  _globals['_LISTSECRETSREQUEST']._serialized_end=1309
+  _globals['_LISTSECRETSRESPONSE']._serialized_start=1311
+  _globals['_LISTSECRETSRESPONSE']._serialized_end=1389
+  _globals['_DELETESECRETREQUEST']._serialized_start=1391
+  _globals['_DELETESECRETREQUEST']._serialized_end=1444
+  _globals['_QUOTA']._serialized_start=1447
+  _globals['_QUOTA']._serialized_end=1653
+  _globals['_GETQUOTAREQUEST']._serialized_start=1655
+  _globals['_GETQUOTAREQUEST']._serialized_end=1692
+  _globals['_UPDATEQUOTAREQUEST']._serialized_start=1695
+  _globals['_UPDATEQUOTAREQUEST']._serialized_end=1895
+  _globals['_ACCESSSERVICE']._serialized_start=1898
+  _globals['_ACCESSSERVICE']._serialized_end=2852
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,8 @@ class ApiKey(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LAST_USED_TIME_FIELD_NUMBER: _builtins.int
     EXPIRES_TIME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     project_id: _builtins.str
     name: _builtins.str
@@ -38,6 +40,10 @@ class ApiKey(_message.Message):
     """The first characters, for telling keys apart."""
     key: _builtins.str
     """Only in the answer to CreateApiKey."""
+    role: _builtins.str
+    """`member`, or `admin`: may manage keys and secrets of the project."""
+    created_by: _builtins.str
+    """The name of the key that made it."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -57,10 +63,12 @@ class ApiKey(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         last_used_time: _timestamp_pb2.Timestamp | None = ...,
         expires_time: _timestamp_pb2.Timestamp | None = ...,
+        role: _builtins.str = ...,
+        created_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_time", b"_expires_time", "_key", b"_key", "_last_used_time", b"_last_used_time", "create_time", b"create_time", "expires_time", b"expires_time", "key", b"key", "last_used_time", b"last_used_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_time", b"_expires_time", "_key", b"_key", "_last_used_time", b"_last_used_time", "create_time", b"create_time", "expires_time", b"expires_time", "id", b"id", "key", b"key", "last_used_time", b"last_used_time", "name", b"name", "prefix", b"prefix", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_time", b"_expires_time", "_key", b"_key", "_last_used_time", b"_last_used_time", "create_time", b"create_time", "created_by", b"created_by", "expires_time", b"expires_time", "id", b"id", "key", b"key", "last_used_time", b"last_used_time", "name", b"name", "prefix", b"prefix", "project_id", b"project_id", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_time: _TypeAlias = _typing.Literal["expires_time"]  # noqa: Y015
     _WhichOneofArgType__expires_time: _TypeAlias = _typing.Literal["_expires_time", b"_expires_time"]  # noqa: Y015
@@ -84,23 +92,36 @@ class CreateApiKeyRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     EXPIRES_AFTER_S_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     name: _builtins.str
     expires_after_s: _builtins.int
+    role: _builtins.str
+    """Default member."""
+    created_by: _builtins.str
+    """The name of the caller's key."""
     def __init__(
         self,
         *,
         project_id: _builtins.str = ...,
         name: _builtins.str = ...,
         expires_after_s: _builtins.int | None = ...,
+        role: _builtins.str | None = ...,
+        created_by: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_after_s", b"_expires_after_s", "expires_after_s", b"expires_after_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_after_s", b"_expires_after_s", "_role", b"_role", "expires_after_s", b"expires_after_s", "role", b"role"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_after_s", b"_expires_after_s", "expires_after_s", b"expires_after_s", "name", b"name", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_after_s", b"_expires_after_s", "_role", b"_role", "created_by", b"created_by", "expires_after_s", b"expires_after_s", "name", b"name", "project_id", b"project_id", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_after_s: _TypeAlias = _typing.Literal["expires_after_s"]  # noqa: Y015
     _WhichOneofArgType__expires_after_s: _TypeAlias = _typing.Literal["_expires_after_s", b"_expires_after_s"]  # noqa: Y015
+    _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
+    _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_after_s) -> _WhichOneofReturnType__expires_after_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
 
 Global___CreateApiKeyRequest: _TypeAlias = CreateApiKeyRequest  # noqa: Y015
 
@@ -118,16 +139,21 @@ class ListApiKeysRequest(_message.Message):
         self,
         *,
         project_id: _builtins.str = ...,
-        limit: _builtins.int = ...,
+        limit: _builtins.int | None = ...,
         after: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "after", b"after", "limit", b"limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after", "limit", b"limit", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "after", b"after", "limit", b"limit", "project_id", b"project_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
     _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
 
 Global___ListApiKeysRequest: _TypeAlias = ListApiKeysRequest  # noqa: Y015
 
@@ -203,19 +229,23 @@ class Principal(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     key_id: _builtins.str
     name: _builtins.str
+    role: _builtins.str
+    """Of the key: `member` or `admin`."""
     def __init__(
         self,
         *,
         project_id: _builtins.str = ...,
         key_id: _builtins.str = ...,
         name: _builtins.str = ...,
+        role: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "name", b"name", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "name", b"name", "project_id", b"project_id", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,16 +323,21 @@ class ListSecretsRequest(_message.Message):
         self,
         *,
         project_id: _builtins.str = ...,
-        limit: _builtins.int = ...,
+        limit: _builtins.int | None = ...,
         after: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "after", b"after", "limit", b"limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after", "limit", b"limit", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "after", b"after", "limit", b"limit", "project_id", b"project_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
     _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
 
 Global___ListSecretsRequest: _TypeAlias = ListSecretsRequest  # noqa: Y015
 
@@ -363,10 +398,10 @@ class Quota(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     max_live_jobs: _builtins.int
-    """Jobs that have not ended, and GPUs of live provisions. Absent: no limit."""
+    """Jobs that have not ended, and the GPUs that they have or wait for. Absent: no limit."""
     max_gpus: _builtins.int
     max_monthly_cost_usd: _builtins.float
-    """US dollars that the jobs of a calendar month (UTC) may cost."""
+    """US dollars that the compute of a calendar month (UTC) may cost."""
     live_jobs: _builtins.int
     """Used now."""
     revision: _builtins.int

@@ -41,6 +41,7 @@ class CreateJobRequest(_message.Message):
     BUDGET_USD_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     REQUEST_HASH_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     created_by: _builtins.str
     """The name of the caller's key."""
@@ -66,6 +67,8 @@ class CreateJobRequest(_message.Message):
     idempotency_key: _builtins.str
     """From the Idempotency-Key header."""
     request_hash: _builtins.str
+    call_id: _builtins.str
+    """Of a call without an idempotency_key: sent again on the way, it has the same. It outlives nothing."""
     def __init__(
         self,
         *,
@@ -85,13 +88,16 @@ class CreateJobRequest(_message.Message):
         budget_usd: _builtins.float | None = ...,
         idempotency_key: _builtins.str | None = ...,
         request_hash: _builtins.str = ...,
+        call_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_usd", b"_budget_usd", "_client_json", b"_client_json", "_completion_window", b"_completion_window", "_idempotency_key", b"_idempotency_key", "_metadata_json", b"_metadata_json", "_model_template_name", b"_model_template_name", "_model_template_version", b"_model_template_version", "_priority", b"_priority", "_resource_request_json", b"_resource_request_json", "budget_usd", b"budget_usd", "client_json", b"client_json", "completion_window", b"completion_window", "idempotency_key", b"idempotency_key", "metadata_json", b"metadata_json", "model_template_name", b"model_template_name", "model_template_version", b"model_template_version", "priority", b"priority", "resource_request_json", b"resource_request_json"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_usd", b"_budget_usd", "_call_id", b"_call_id", "_client_json", b"_client_json", "_completion_window", b"_completion_window", "_idempotency_key", b"_idempotency_key", "_metadata_json", b"_metadata_json", "_model_template_name", b"_model_template_name", "_model_template_version", b"_model_template_version", "_priority", b"_priority", "_resource_request_json", b"_resource_request_json", "budget_usd", b"budget_usd", "call_id", b"call_id", "client_json", b"client_json", "completion_window", b"completion_window", "idempotency_key", b"idempotency_key", "metadata_json", b"metadata_json", "model_template_name", b"model_template_name", "model_template_version", b"model_template_version", "priority", b"priority", "resource_request_json", b"resource_request_json"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_usd", b"_budget_usd", "_client_json", b"_client_json", "_completion_window", b"_completion_window", "_idempotency_key", b"_idempotency_key", "_metadata_json", b"_metadata_json", "_model_template_name", b"_model_template_name", "_model_template_version", b"_model_template_version", "_priority", b"_priority", "_resource_request_json", b"_resource_request_json", "budget_usd", b"budget_usd", "client_json", b"client_json", "completion_window", b"completion_window", "created_by", b"created_by", "endpoint", b"endpoint", "idempotency_key", b"idempotency_key", "input_dataset", b"input_dataset", "metadata_json", b"metadata_json", "model_id", b"model_id", "model_template_name", b"model_template_name", "model_template_version", b"model_template_version", "name", b"name", "priority", b"priority", "project_id", b"project_id", "request_hash", b"request_hash", "resource_request_json", b"resource_request_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_usd", b"_budget_usd", "_call_id", b"_call_id", "_client_json", b"_client_json", "_completion_window", b"_completion_window", "_idempotency_key", b"_idempotency_key", "_metadata_json", b"_metadata_json", "_model_template_name", b"_model_template_name", "_model_template_version", b"_model_template_version", "_priority", b"_priority", "_resource_request_json", b"_resource_request_json", "budget_usd", b"budget_usd", "call_id", b"call_id", "client_json", b"client_json", "completion_window", b"completion_window", "created_by", b"created_by", "endpoint", b"endpoint", "idempotency_key", b"idempotency_key", "input_dataset", b"input_dataset", "metadata_json", b"metadata_json", "model_id", b"model_id", "model_template_name", b"model_template_name", "model_template_version", b"model_template_version", "name", b"name", "priority", b"priority", "project_id", b"project_id", "request_hash", b"request_hash", "resource_request_json", b"resource_request_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__budget_usd: _TypeAlias = _typing.Literal["budget_usd"]  # noqa: Y015
     _WhichOneofArgType__budget_usd: _TypeAlias = _typing.Literal["_budget_usd", b"_budget_usd"]  # noqa: Y015
+    _WhichOneofReturnType__call_id: _TypeAlias = _typing.Literal["call_id"]  # noqa: Y015
+    _WhichOneofArgType__call_id: _TypeAlias = _typing.Literal["_call_id", b"_call_id"]  # noqa: Y015
     _WhichOneofReturnType__client_json: _TypeAlias = _typing.Literal["client_json"]  # noqa: Y015
     _WhichOneofArgType__client_json: _TypeAlias = _typing.Literal["_client_json", b"_client_json"]  # noqa: Y015
     _WhichOneofReturnType__completion_window: _TypeAlias = _typing.Literal["completion_window"]  # noqa: Y015
@@ -110,6 +116,8 @@ class CreateJobRequest(_message.Message):
     _WhichOneofArgType__resource_request_json: _TypeAlias = _typing.Literal["_resource_request_json", b"_resource_request_json"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__budget_usd) -> _WhichOneofReturnType__budget_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__call_id) -> _WhichOneofReturnType__call_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__client_json) -> _WhichOneofReturnType__client_json | None: ...
     @_typing.overload
@@ -175,24 +183,28 @@ class ListJobsRequest(_message.Message):
         self,
         *,
         project_id: _builtins.str = ...,
-        limit: _builtins.int = ...,
+        limit: _builtins.int | None = ...,
         after: _builtins.str | None = ...,
         status: _abc.Iterable[_builtins.str] | None = ...,
         model_id: _builtins.str | None = ...,
         model_template_name: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_model_id", b"_model_id", "_model_template_name", b"_model_template_name", "after", b"after", "model_id", b"model_id", "model_template_name", b"model_template_name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "_model_id", b"_model_id", "_model_template_name", b"_model_template_name", "after", b"after", "limit", b"limit", "model_id", b"model_id", "model_template_name", b"model_template_name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_model_id", b"_model_id", "_model_template_name", b"_model_template_name", "after", b"after", "limit", b"limit", "model_id", b"model_id", "model_template_name", b"model_template_name", "project_id", b"project_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_limit", b"_limit", "_model_id", b"_model_id", "_model_template_name", b"_model_template_name", "after", b"after", "limit", b"limit", "model_id", b"model_id", "model_template_name", b"model_template_name", "project_id", b"project_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
     _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
     _WhichOneofReturnType__model_id: _TypeAlias = _typing.Literal["model_id"]  # noqa: Y015
     _WhichOneofArgType__model_id: _TypeAlias = _typing.Literal["_model_id", b"_model_id"]  # noqa: Y015
     _WhichOneofReturnType__model_template_name: _TypeAlias = _typing.Literal["model_template_name"]  # noqa: Y015
     _WhichOneofArgType__model_template_name: _TypeAlias = _typing.Literal["_model_template_name", b"_model_template_name"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model_id) -> _WhichOneofReturnType__model_id | None: ...
     @_typing.overload
@@ -254,11 +266,14 @@ class RetryJobRequest(_message.Message):
     CREATED_BY_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     REQUEST_HASH_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     id: _builtins.str
     created_by: _builtins.str
     idempotency_key: _builtins.str
     request_hash: _builtins.str
+    call_id: _builtins.str
+    """As that of CreateJobRequest."""
     def __init__(
         self,
         *,
@@ -267,13 +282,19 @@ class RetryJobRequest(_message.Message):
         created_by: _builtins.str = ...,
         idempotency_key: _builtins.str | None = ...,
         request_hash: _builtins.str = ...,
+        call_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_call_id", b"_call_id", "_idempotency_key", b"_idempotency_key", "call_id", b"call_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "created_by", b"created_by", "id", b"id", "idempotency_key", b"idempotency_key", "project_id", b"project_id", "request_hash", b"request_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_call_id", b"_call_id", "_idempotency_key", b"_idempotency_key", "call_id", b"call_id", "created_by", b"created_by", "id", b"id", "idempotency_key", b"idempotency_key", "project_id", b"project_id", "request_hash", b"request_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__call_id: _TypeAlias = _typing.Literal["call_id"]  # noqa: Y015
+    _WhichOneofArgType__call_id: _TypeAlias = _typing.Literal["_call_id", b"_call_id"]  # noqa: Y015
     _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
     _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__call_id) -> _WhichOneofReturnType__call_id | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
 
 Global___RetryJobRequest: _TypeAlias = RetryJobRequest  # noqa: Y015

@@ -23,27 +23,32 @@ _sym_db = _symbol_database.Default()
 
 
 from brix.type.v1 import job_pb2 as brix_dot_type_dot_v1_dot_job__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62rix/planner/v1/jobs.proto\x12\x0f\x62rix.planner.v1\x1a\x16\x62rix/type/v1/job.proto\"{\n\x11\x45nqueueJobRequest\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.brix.type.v1.Job\x12\x1c\n\x0fidempotency_key\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x0crequest_hash\x18\x03 \x01(\tB\x12\n\x10_idempotency_key\"/\n\rGetJobRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\xad\x02\n\x0fListJobsRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x12)\n\x08statuses\x18\x04 \x03(\x0e\x32\x17.brix.type.v1.Job.State\x12\x15\n\x08model_id\x18\x05 \x01(\tH\x01\x88\x01\x01\x12 \n\x13model_template_name\x18\x06 \x01(\tH\x02\x88\x01\x01\x12#\n\x16model_template_version\x18\x07 \x01(\tH\x03\x88\x01\x01\x12\x0c\n\x04live\x18\x08 \x01(\x08\x42\x08\n\x06_afterB\x0b\n\t_model_idB\x16\n\x14_model_template_nameB\x19\n\x17_model_template_version\"E\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.brix.type.v1.Job\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"2\n\x10\x43\x61ncelJobRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"I\n\x0fWatchJobRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\x32\xe5\x02\n\nJobService\x12\x43\n\nEnqueueJob\x12\".brix.planner.v1.EnqueueJobRequest\x1a\x11.brix.type.v1.Job\x12;\n\x06GetJob\x12\x1e.brix.planner.v1.GetJobRequest\x1a\x11.brix.type.v1.Job\x12O\n\x08ListJobs\x12 .brix.planner.v1.ListJobsRequest\x1a!.brix.planner.v1.ListJobsResponse\x12\x41\n\tCancelJob\x12!.brix.planner.v1.CancelJobRequest\x1a\x11.brix.type.v1.Job\x12\x41\n\x08WatchJob\x12 .brix.planner.v1.WatchJobRequest\x1a\x11.brix.type.v1.Job0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62rix/planner/v1/jobs.proto\x12\x0f\x62rix.planner.v1\x1a\x16\x62rix/type/v1/job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\x11\x45nqueueJobRequest\x12\x1e\n\x03job\x18\x01 \x01(\x0b\x32\x11.brix.type.v1.Job\x12\x1c\n\x0fidempotency_key\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x0crequest_hash\x18\x03 \x01(\tB\x12\n\x10_idempotency_key\"/\n\rGetJobRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\xad\x02\n\x0fListJobsRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\tH\x00\x88\x01\x01\x12)\n\x08statuses\x18\x04 \x03(\x0e\x32\x17.brix.type.v1.Job.State\x12\x15\n\x08model_id\x18\x05 \x01(\tH\x01\x88\x01\x01\x12 \n\x13model_template_name\x18\x06 \x01(\tH\x02\x88\x01\x01\x12#\n\x16model_template_version\x18\x07 \x01(\tH\x03\x88\x01\x01\x12\x0c\n\x04live\x18\x08 \x01(\x08\x42\x08\n\x06_afterB\x0b\n\t_model_idB\x16\n\x14_model_template_nameB\x19\n\x17_model_template_version\"E\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.brix.type.v1.Job\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"2\n\x10\x43\x61ncelJobRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"I\n\x0fWatchJobRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"m\n\x0fGetUsageRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04gpus\x18\x02 \x01(\x08\x12.\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x42\x08\n\x06_since\"J\n\x10GetUsageResponse\x12\x11\n\tlive_jobs\x18\x01 \x01(\x03\x12\x11\n\tlive_gpus\x18\x02 \x01(\x03\x12\x10\n\x08\x63ost_usd\x18\x03 \x01(\x01\x32\xb6\x03\n\nJobService\x12\x43\n\nEnqueueJob\x12\".brix.planner.v1.EnqueueJobRequest\x1a\x11.brix.type.v1.Job\x12;\n\x06GetJob\x12\x1e.brix.planner.v1.GetJobRequest\x1a\x11.brix.type.v1.Job\x12O\n\x08ListJobs\x12 .brix.planner.v1.ListJobsRequest\x1a!.brix.planner.v1.ListJobsResponse\x12\x41\n\tCancelJob\x12!.brix.planner.v1.CancelJobRequest\x1a\x11.brix.type.v1.Job\x12\x41\n\x08WatchJob\x12 .brix.planner.v1.WatchJobRequest\x1a\x11.brix.type.v1.Job0\x01\x12O\n\x08GetUsage\x12 .brix.planner.v1.GetUsageRequest\x1a!.brix.planner.v1.GetUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'brix.planner.v1.jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENQUEUEJOBREQUEST']._serialized_start=71
-  _globals['_ENQUEUEJOBREQUEST']._serialized_end=194
-  _globals['_GETJOBREQUEST']._serialized_start=196
-  _globals['_GETJOBREQUEST']._serialized_end=243
-  _globals['_LISTJOBSREQUEST']._serialized_start=246
-  _globals['_LISTJOBSREQUEST']._serialized_end=547
-  _globals['_LISTJOBSRESPONSE']._serialized_start=549
-  _globals['_LISTJOBSRESPONSE']._serialized_end=618
-  _globals['_CANCELJOBREQUEST']._serialized_start=620
-  _globals['_CANCELJOBREQUEST']._serialized_end=670
-  _globals['_WATCHJOBREQUEST']._serialized_start=672
-  _globals['_WATCHJOBREQUEST']._serialized_end=745
-  _globals['_JOBSERVICE']._serialized_start=748
-  _globals['_JOBSERVICE']._serialized_end=1105
+  _globals['_ENQUEUEJOBREQUEST']._serialized_start=104
+  _globals['_ENQUEUEJOBREQUEST']._serialized_end=227
+  _globals['_GETJOBREQUEST']._serialized_start=229
+  _globals['_GETJOBREQUEST']._serialized_end=276
+  _globals['_LISTJOBSREQUEST']._serialized_start=279
+  _globals['_LISTJOBSREQUEST']._serialized_end=580
+  _globals['_LISTJOBSRESPONSE']._serialized_start=582
+  _globals['_LISTJOBSRESPONSE']._serialized_end=651
+  _globals['_CANCELJOBREQUEST']._serialized_start=653
+  _globals['_CANCELJOBREQUEST']._serialized_end=703
+  _globals['_WATCHJOBREQUEST']._serialized_start=705
+  _globals['_WATCHJOBREQUEST']._serialized_end=778
+  _globals['_GETUSAGEREQUEST']._serialized_start=780
+  _globals['_GETUSAGEREQUEST']._serialized_end=889
+  _globals['_GETUSAGERESPONSE']._serialized_start=891
+  _globals['_GETUSAGERESPONSE']._serialized_end=965
+  _globals['_JOBSERVICE']._serialized_start=968
+  _globals['_JOBSERVICE']._serialized_end=1406
 # @@protoc_insertion_point(module_scope)

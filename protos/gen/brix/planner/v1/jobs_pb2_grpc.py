@@ -61,6 +61,11 @@ class JobServiceStub:
                 request_serializer=brix_dot_planner_dot_v1_dot_jobs__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=brix_dot_type_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/brix.planner.v1.JobService/GetUsage',
+                request_serializer=brix_dot_planner_dot_v1_dot_jobs__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=brix_dot_planner_dot_v1_dot_jobs__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -97,7 +102,14 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """The job now, and again whenever it changes, until it has ended.
+        """The job now, and again whenever it changes, until it has ended. Error: RESOURCE_EXHAUSTED (too many watchers).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUsage(self, request, context):
+        """What a project uses, for its quota.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +142,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=brix_dot_planner_dot_v1_dot_jobs__pb2.WatchJobRequest.FromString,
                     response_serializer=brix_dot_type_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=brix_dot_planner_dot_v1_dot_jobs__pb2.GetUsageRequest.FromString,
+                    response_serializer=brix_dot_planner_dot_v1_dot_jobs__pb2.GetUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +285,33 @@ class JobService:
             '/brix.planner.v1.JobService/WatchJob',
             brix_dot_planner_dot_v1_dot_jobs__pb2.WatchJobRequest.SerializeToString,
             brix_dot_type_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/brix.planner.v1.JobService/GetUsage',
+            brix_dot_planner_dot_v1_dot_jobs__pb2.GetUsageRequest.SerializeToString,
+            brix_dot_planner_dot_v1_dot_jobs__pb2.GetUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

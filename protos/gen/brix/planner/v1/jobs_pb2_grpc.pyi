@@ -45,7 +45,9 @@ class JobServiceStub:
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _job_pb2.Job]
     """Asks for the end of a job. Terminal ones: FAILED_PRECONDITION; one that is being cancelled is returned as it is."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _job_pb2.Job]
-    """The job now, and again whenever it changes, until it has ended."""
+    """The job now, and again whenever it changes, until it has ended. Error: RESOURCE_EXHAUSTED (too many watchers)."""
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetUsageRequest, _jobs_pb2.GetUsageResponse]
+    """What a project uses, for its quota."""
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -63,7 +65,9 @@ class JobServiceAsyncStub(JobServiceStub):
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Asks for the end of a job. Terminal ones: FAILED_PRECONDITION; one that is being cancelled is returned as it is."""
     WatchJob: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """The job now, and again whenever it changes, until it has ended."""
+    """The job now, and again whenever it changes, until it has ended. Error: RESOURCE_EXHAUSTED (too many watchers)."""
+    GetUsage: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetUsageRequest, _jobs_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """What a project uses, for its quota."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """The durable queue of jobs. The planner owns a job from its first moment to its last."""
@@ -108,6 +112,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_pb2.Job], _abc.AsyncIterator[_job_pb2.Job]]:
-        """The job now, and again whenever it changes, until it has ended."""
+        """The job now, and again whenever it changes, until it has ended. Error: RESOURCE_EXHAUSTED (too many watchers)."""
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _jobs_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.GetUsageResponse, _abc.Awaitable[_jobs_pb2.GetUsageResponse]]:
+        """What a project uses, for its quota."""
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
