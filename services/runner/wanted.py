@@ -39,7 +39,7 @@ def _shared(block: Block, resolved: Resolved) -> dict[str, Any]:
     """What the planner says about the next batch on the same compute."""
     said, template = block.resource_allocation or {}, resolved.template
     provision_id, seconds = said.get("provision_id"), said.get("keep_engine_seconds")
-    if not isinstance(provision_id, str) or type(seconds) is not int or template is None or seconds <= 0:
+    if not has_planner(block) or type(seconds) is not int or template is None or seconds <= 0:
         return {}
     alike = [block.target(), provision_id, block.model, block.options(), template.source]
     described = [*alike, template.spec.model_dump(mode="json")]

@@ -49,6 +49,8 @@ class Session:
     machine: Machine
     sent: bool = True
     """Whether anything may have been started there."""
+    launched: bool = False
+    """By this process: a handle of an earlier holder may be of a batch that another one has followed on the machine."""
     api_key: str | None = field(default=None, repr=False)
     forward: Forward | None = None
     proven: bool = False
@@ -93,10 +95,11 @@ class OverSsh:
     async def launch(self, spec: Spec) -> Handle:
         wanted = self._plan(spec)
         for session in self._sessions.values():
-            if session.handle["key"] == spec.key and _is_on(session.handle, wanted):
+            if session.handle["key"] == key_of(spec) and _is_on(session.handle, wanted):
                 return dict(session.handle)
         handle = _new_handle(spec, wanted, self._settings.ssh.engine_port)
-        self._session(handle).sent = False
+        session = self._session(handle)
+        session.sent, session.launched = False, True
         return dict(handle)
 
     async def probe(self, spec: Spec, handle: Handle) -> Probe:
@@ -129,6 +132,17 @@ class OverSsh:
             session.close()
             del self._sessions[mark]
         self._released.append(mark)
+
+    async def leave(self, spec: Spec, handle: Handle) -> bool:
+        """The next batch finds it there, whichever runner has it; in the end it goes with the machine, which is the planner's."""
+        session = self._sessions.get(str(handle.get("mark")))
+        if not handle["shared"] or session is None or not session.proven or session.silent_since is not None:
+            return False
+        session.close()
+        del self._sessions[handle["mark"]]
+        self._released.append(handle["mark"])
+        log.info("engine left for the next batch", key=handle["key"], host=handle["host"])
+        return True
 
     async def list(self) -> list[Handle]:
         """Nothing is here: machines belong to their batches, and are given back by who rents them."""
@@ -212,7 +226,7 @@ class OverSsh:
         which = [handle["key"], str(handle["number"]), handle["mark"]]
         if session.api_key is None:
             session.sent = True
-            variables = {"key": secrets.token_urlsafe(32)}
+            variables = {"key": secrets.token_urlsafe(32), "adopt": "1" if session.launched and handle["adopt"] else ""}
             arguments = [*which, *self.start_arguments(wanted, handle)]
             return await session.machine.call(self.start_script, arguments, variables=variables, timeout_s=START_S)
         sizes = [str(scripts.LOG_BYTES), str(scripts.KEPT_BYTES)]
@@ -286,11 +300,16 @@ def _new_handle(spec: Spec, wanted: Plan, engine_port: int) -> Handle:
         raise RuntimeFailed("the batch's id cannot be a folder's name", retryable=False)
     before = spec.previous if spec.previous is not None and _is_on(spec.previous, wanted) else {}
     number = int(before.get("number", 0)) + 1
+    key = key_of(spec)
     return {
-        "key": spec.key,
+        "key": key,
         "mark": secrets.token_hex(8),
         "number": number,
-        "name": f"aibrix-{spec.key}-{number}",
+        # A container that is taken over keeps its name.
+        "name": f"aibrix-{key}" if spec.kind else f"aibrix-{key}-{number}",
+        "shared": spec.kind is not None,
+        # What this batch has started itself, and given up, it does not take over again.
+        "adopt": spec.kind is not None and not before,
         "host": wanted.host,
         "port": wanted.port,
         "user": wanted.user,
@@ -302,6 +321,11 @@ def _new_handle(spec: Spec, wanted: Plan, engine_port: int) -> Handle:
         "ready": False,
         "deaths": int(before.get("deaths", 0)) + bool(before.get("ready")),
     }
+
+
+def key_of(spec: Spec) -> str:
+    """What the engine is called on its machine: batches of one kind use one, one after another."""
+    return spec.key if spec.kind is None else f"shared-{spec.kind[:32]}"
 
 
 def _is_on(handle: Handle, wanted: Plan) -> bool:

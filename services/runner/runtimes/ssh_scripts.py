@@ -1,6 +1,6 @@
 """What runs on a machine: POSIX sh, with Linux's /proc and util-linux. Values come as arguments, never inside of a text.
 
-Each batch has a folder there, `~/.aibrix-batch/<batch>/`:
+Each batch has a folder there, `~/.aibrix-batch/<batch>/`; those that share an engine, one after another, have one together:
 
 - `launch`  number and mark of the launch that the rest belongs to: a launch with a lower number changes nothing any more
 - `process` pid and start time of the process that began it all; a pid that was given to somebody else is never signalled
@@ -109,6 +109,9 @@ process() {
   fi
 }
 
+# alive: whether there is an engine that may be taken over.
+alive() { [ "$(process)" = running ]; }
+
 # detach COMMAND...: in a session of its own, without our terminal, our pipes and our connection. It writes down who it
 # is before it begins, and holds the lock until then.
 detach() {
@@ -132,14 +135,20 @@ detach() {
   [ -s "$dir/process" ] || refuse "the engine's process could not be recorded: $(tail -c 200 "$dir/log")"
 }
 
-# begin NUMBER MARK: whether this launch is to be started now. Ends what an earlier one left.
+# begin NUMBER MARK: whether this launch is to be started now. Ends what an earlier one left; with $adopt it takes over an
+# engine that runs, and whoever had it changes nothing any more.
 begin() {
   lock
   recall
   if [ "$number" = "$1" ] && [ "$mark" = "$2" ] && [ -n "$pid" ]; then
     return 1
   fi
-  if [ "$number" -gt "$1" ] || { [ "$number" = "$1" ] && [ "$mark" != "$2" ]; }; then
+  if [ -n "$adopt" ]; then
+    if alive; then
+      put launch "$1 $2"
+      return 1
+    fi
+  elif [ "$number" -gt "$1" ] || { [ "$number" = "$1" ] && [ "$mark" != "$2" ]; }; then
     say replaced
     exit 0
   fi
@@ -255,6 +264,7 @@ START_CONTAINER = (
     + """
 find_docker
 name=$5
+alive() { [ "$(container "$name")" = running ]; }
 if begin "$2" "$3"; then
   label=aibrix.batch=$1
   image=$4
