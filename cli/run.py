@@ -46,13 +46,17 @@ class Ending:
 
 def run(order: Order, base: Settings, *, resume: bool) -> int:
     """The exit code. Errors: Refused, Failed."""
-    order = absolute(order)
-    folder = open_folder(order, resume=resume)
     try:
-        ending = _whole(order, folder, base)
+        return _to_the_end(absolute(order), base, resume=resume)
     except (KeyboardInterrupt, asyncio.CancelledError):
         # The latter is a Ctrl-C too: one that comes as asyncio's runner sets up its own handler of it.
-        ending = Ending(exits.INTERRUPTED, f"stopped. To go on: {resume_command()}", over=False)
+        _tell(f"stopped. To go on: {resume_command()}")
+        return exits.INTERRUPTED
+
+
+def _to_the_end(order: Order, base: Settings, *, resume: bool) -> int:
+    folder = open_folder(order, resume=resume)
+    ending = _whole(order, folder, base)
     if ending.over:
         folder.delete()
     _tell(ending.said)
