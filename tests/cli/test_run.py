@@ -119,8 +119,8 @@ async def test_kill_9_and_resume(source: Path, target: Path) -> None:
 
 
 async def test_a_signal_before_the_start_leaves_something_to_resume(source: Path, target: Path) -> None:
-    async with witness() as engine:
-        process = await start(source, target, engine)
+    async with witness(latency_s=2.0) as engine:  # nothing is done before the signal, however busy the computer is
+        process = await start(source, target, engine, "--max-concurrency", "8")
         state = target.with_name("out.jsonl.aibrix") / "state.json"
         async with asyncio.timeout(PATIENCE_S):
             while not state.exists():
@@ -128,7 +128,9 @@ async def test_a_signal_before_the_start_leaves_something_to_resume(source: Path
         process.send_signal(signal.SIGINT)
         code, said = await end(process)
         assert code == 130, said
-        code, said = await end(await start(source, target, engine, "--resume"))
+        engine.latency_s = 0.02
+        process = await start(source, target, engine, "--max-concurrency", "8", "--resume")
+        code, said = await end(process)
     assert code == 0, said
     assert ids(target) == ONCE
 

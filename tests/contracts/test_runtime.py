@@ -25,7 +25,7 @@ class Case(NamedTuple):
     spec: Spec
     starts: bool
     """Whether something exists that can be released."""
-    lists: bool
+    lists: bool = True
     """Whether that is here, where the runner runs."""
 
 

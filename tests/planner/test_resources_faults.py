@@ -291,4 +291,4 @@ async def test_a_provider_that_is_silent_for_ever(lite: World) -> None:
     manager = lite.manager()
     provision = await manager.provision("job/1", "p", gpus("H100"))
     failed = await lite.until(manager, provision.id, S.RELEASED, seconds=5000, tick=20)
-    assert (failed.error_code, failed.retryable) == ("Timeout", True)
+    assert (failed.error_code, failed.retryable) == ("ProviderUnavailable", True)

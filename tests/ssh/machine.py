@@ -41,11 +41,21 @@ START_ATTEMPTS = 5
 class Machine:
     """What a test sees of it. `machine()` makes one."""
 
-    def __init__(self, folder: Path, *, without: Collection[str], slow_handshake: float, shell: str | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        without: Collection[str] = (),
+        slow_handshake: float = 0.0,
+        shell: str | None = None,
+        host: str = HOST,
+        port: int | None = None,
+    ) -> None:
+        """`host`: its address, one of loopback. `port`: of its sshd; a free one, if None."""
         self.folder = folder
         self.id = secrets.token_hex(8)
-        self.host = HOST
-        self.port = free_port()
+        self.host = host
+        self.port = port or free_port()
         self.user = pwd.getpwuid(os.geteuid()).pw_name
         self.home = folder / "home"
         self.key_file = folder / "client_key"
@@ -60,12 +70,12 @@ class Machine:
 
     # Starting and ending
 
-    async def start(self, *, new_host_key: bool = False) -> None:
-        """sshd on the same port as before. It answers when this returns."""
-        if new_host_key:
+    async def start(self, *, new_host_key: bool = False, host_key: str = "") -> None:
+        """sshd on the same port as before. It answers when this returns. `host_key`: a private key, which is its own from now on."""
+        if new_host_key or host_key:
             await self.stop()
-        if new_host_key or not self.host_key:
-            self.host_key = make_key(self.folder / "host_key")
+        if new_host_key or host_key or not self.host_key:
+            self.host_key = make_key(self.folder / "host_key", host_key)
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         while not await self._serves():
             if asyncio.get_running_loop().time() > deadline:
@@ -169,7 +179,7 @@ class Machine:
                 )
         try:
             async with asyncio.timeout(PATIENCE_S):
-                reader, writer = await asyncio.open_connection(HOST, self._inner_port)
+                reader, writer = await asyncio.open_connection(self.host, self._inner_port)
                 try:
                     return (await reader.read(4)) == b"SSH-"
                 finally:
@@ -179,7 +189,7 @@ class Machine:
 
     def _write_config(self) -> None:
         options = {
-            "ListenAddress": f"{HOST}:{self._inner_port}",
+            "ListenAddress": f"{self.host}:{self._inner_port}",
             "HostKey": quoted(self.folder / "host_key"),
             "AuthorizedKeysFile": quoted(self.folder / "authorized_keys"),
             "ForceCommand": shlex.quote(str(self.folder / "enter")),
@@ -233,8 +243,8 @@ class Machine:
             while left := await asyncio.to_thread(self.processes):
                 await end(left, signal.SIGKILL)
 
-    def prepare(self, *, small_disk: bool) -> None:
-        """Folders, keys, and the script through which each session goes."""
+    def prepare(self, *, small_disk: bool = False, authorized_key: str = "") -> None:
+        """Folders, keys, and the script through which each session goes. `authorized_key`: who may log in, instead of `key_file`."""
         self.home.mkdir(parents=True)
         if small_disk:
             mount(self.home)
@@ -243,7 +253,7 @@ class Machine:
             # Beside the home: what tests ask and say does not depend on room there.
             (self.home / record).symlink_to(self.folder / "records" / record)
         (self.home / "tmp").mkdir()
-        (self.folder / "authorized_keys").write_text(make_key(self.key_file) + "\n")
+        (self.folder / "authorized_keys").write_text((authorized_key or make_key(self.key_file)) + "\n")
         script = self.folder / "enter"
         script.write_text(ENTER.format(exports=self._exports(), shell=shlex.quote(self.shell)))
         script.chmod(0o755)
@@ -342,9 +352,9 @@ def version(sshd: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def make_key(path: Path) -> str:
-    """A new ed25519 key there, for its owner only. The public half."""
-    key = asyncssh.generate_private_key("ssh-ed25519")
+def make_key(path: Path, given: str = "") -> str:
+    """A new ed25519 key there, or the private key that is given, for its owner only. The public half."""
+    key = asyncssh.import_private_key(given) if given else asyncssh.generate_private_key("ssh-ed25519")
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     path.write_bytes(key.export_private_key())
