@@ -160,7 +160,7 @@ async def _until_submitted(service: Any) -> None:
         waiting = await service.ListJobs(jobs_pb2.ListJobsRequest(project_id="default", page_size=1, statuses=early))
         if not waiting.jobs:
             break
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
     failed = await service.ListJobs(jobs_pb2.ListJobsRequest(project_id="default", page_size=1, statuses=ended))
     if failed.jobs:
         raise RuntimeError(f"a job failed: {failed.jobs[0]}")

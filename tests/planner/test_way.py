@@ -124,6 +124,7 @@ async def test_a_template_that_is_deleted_before_its_job_is_planned(world: World
         template = json.loads(batch.aibrix_json)["model_template"]
         assert (template["name"], template["spec"]) == (found.name, json.loads(found.spec_json))
         await planner.cancel(waits.id)
+        await world.metadata.reaches(follows.batch_id, Batch.CANCELLING)
         await world.end(follows.batch_id, Batch.CANCELLED, error=3)
         await planner.given_back(waits.id)
         retry = await console.jobs.RetryJob(jobs_pb2.RetryJobRequest(project_id=PROJECT, id=waits.id))
