@@ -65,7 +65,7 @@ bench: venv ## Measure speed and memory, each against a bare loop
 	@$(BIN)/python -m benchmarks
 
 protos: venv ## Generate protos/gen from protos/
-	@rm -rf protos/gen/brix && $(call generate,protos/gen)
+	@rm -rf protos/gen/* && $(call generate,protos/gen)
 
 docs: venv ## Generate docs/settings.md and the JSON Schemas
 	@$(BIN)/aibrix-batch settings > docs/settings.md
@@ -86,7 +86,7 @@ clean: ## Delete what the targets above made
 
 define generate
 $(PROTOC) --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
-	$$(find protos/brix -name '*.proto' | sort)
+	$$(find protos/brix protos/externalscaler -name '*.proto' | sort)
 endef
 
 .PHONY: help venv llamacpp demo demo-real serve test check bench protos docs lock env clean

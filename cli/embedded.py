@@ -13,7 +13,8 @@ import openai
 from services.__main__ import FREE_PORT, serve, wired
 from services.kit import log as logs
 from services.kit.lifecycle import until_signalled
-from services.kit.settings import External, Objects, Profiles, Settings, Templates
+from services.kit.runtime_settings import External
+from services.kit.settings import Objects, Profiles, Settings, Templates
 
 T = TypeVar("T")
 BACK = ("metadata", "planner", "console")

@@ -37,6 +37,14 @@ class Role(StrEnum):
     GATEWAY = "gateway"
 
 
+class Keeper(StrEnum):
+    """The roles that have tables: the names in cli.migrate.URLS."""
+
+    METADATA = "metadata"
+    PLANNER = "planner"
+    CONSOLE = "console"
+
+
 def main() -> None:
     try:
         app()
@@ -71,14 +79,33 @@ def serve(
     data_dir: Annotated[Path | None, typer.Option(help="Folder for SQLite and local objects.")] = None,
     host: Annotated[str | None, typer.Option(help="Address of the HTTP server (gateway).")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the HTTP server (gateway).")] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="With --role runner: run this batch with the engine beside it, and end with it.")
+    ] = None,
 ) -> None:
     """Run the server: all roles in one process, or some of them. Flags override the environment."""
     from cli.server import overridden
     from services.__main__ import ROLES
     from services.__main__ import main as run_roles
 
+    if batch is not None:
+        if role != [Role("runner")]:
+            raise typer.BadParameter("goes with --role runner and no other role", param_hint="--batch")
+        raise typer.Exit(_work(batch))
     chosen = overridden(settings(), data_dir=data_dir, host=host, port=port)
     raise typer.Exit(run_roles(chosen, [str(one) for one in role] if role else tuple(ROLES)))
+
+
+def _work(batch_id: str) -> int:
+    """The runner in a KubernetesJob. Its exit code also says that the settings are wrong, which another pod would not mend."""
+    from services.runner.worker import Exit, main
+
+    try:
+        chosen = settings()
+    except exits.Refused as refused:
+        typer.echo(f"error: {refused}", err=True)
+        return Exit.BAD_CONFIGURATION
+    return main(chosen, batch_id)
 
 
 @app.command("run")
@@ -144,6 +171,17 @@ def mock_engine(
     serve_engine(options, started=lambda url: print(f"mock engine: {url}", flush=True))
 
 
+@app.command("download-model")
+def download_model(
+    uri: Annotated[str, typer.Argument(help="s3://BUCKET/FOLDER, or one object.")],
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+) -> None:
+    """Download a model from an object store, with the variables of AWS' tools. Exit code 2 if no other try makes it good."""
+    from cli.download import download
+
+    raise typer.Exit(download(uri, folder))
+
+
 @keys.command("new")
 def keys_new(
     project: Annotated[str, typer.Option(help="Batches and files belong to a project.")],
@@ -199,6 +237,18 @@ def health(
     from cli.health import check
 
     raise typer.Exit(check(settings(), [str(role)] if role else [str(one) for one in Role]))
+
+
+@app.command()
+def migrate(
+    role: Annotated[
+        list[Keeper] | None, typer.Option(help="Only this role's tables; may be repeated. Default: all.")
+    ] = None,
+) -> None:
+    """Bring the databases to the schema of this version. Roles do it too when they start; only one of all does it."""
+    from cli.migrate import migrate as bring_up
+
+    raise typer.Exit(bring_up(settings(), [str(one) for one in role or Keeper]))
 
 
 @app.command()

@@ -12,7 +12,7 @@ import google.api
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "protos" / "brix").rglob("*.proto"))
+SOURCES = sorted((ROOT / "protos").rglob("*.proto"))
 
 
 def texts(folder: Path) -> dict[str, str]:

@@ -46,6 +46,15 @@ async def wait_for(event: asyncio.Event, seconds: float) -> bool:
     return True
 
 
+async def any_of(*events: asyncio.Event) -> None:
+    """Wait for the first of them."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(event.wait()) for event in events]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     """Let `work` end, also if the caller is cancelled meanwhile; the cancel goes on after that. For short work only."""
     task = asyncio.get_running_loop().create_task(work)

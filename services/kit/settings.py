@@ -10,8 +10,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.kit.runtime_settings import External, Kubernetes, Local, Section, Ssh, Worker
 
 MIB = 1024 * 1024
 # Credentials for endpoints live under this prefix; see services/runner/runtimes/external.py.
@@ -21,10 +23,6 @@ ENDPOINT_KEY_PREFIX = "AIBRIX_ENDPOINT_KEY_"
 def plain(name: str, default: Any, **rules: Any) -> Any:
     """A setting whose variable is called `name`, without a prefix: the names that the seed and its users know."""
     return Field(default=default, validation_alias=name, **rules)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Gateway(Section):
@@ -94,45 +92,6 @@ class Runner(Section):
     """How often a runtime may fail to come up before its batch fails."""
     work_dir: str = ""
     """Where local engines keep their records and logs. Empty: in the data folder."""
-
-
-class External(Section):
-    """What the External runtime may reach with a URL that a user gave. Default endpoints are the operator's, not bound."""
-
-    allowed_hosts: str = ""
-    """Comma-separated hosts, `host:port` or CIDRs besides public addresses. `*`: anything (for one user on a laptop)."""
-
-
-class Local(Section):
-    """What the Local runtime may start besides the engines it knows."""
-
-    commands: dict[str, list[str]] = Field(default_factory=dict)
-    """JSON: name to argument list, with `{port}` and `{model}` filled in; a batch names one in `runtime.options.command`.
-    Users never send a command line: that would be a shell for everyone who may create a batch."""
-    models_dir: str = ""
-    """Folder of the models, tokenizers and chat templates that a template which a batch brings along may name by path. Empty:
-    none. `*`: anywhere (for one user on a laptop). Templates of the registry are the operator's, not bound."""
-
-
-class Ssh(Section):
-    """How the runtimes RunPod and LambdaCloud reach their machines; see docs/runtimes-ssh.md."""
-
-    engine_image: str = "vllm/vllm-openai:latest"
-    """Image of the engine on LambdaCloud, where neither the batch nor its template names one."""
-    engine_port: int = Field(default=8000, ge=1, le=65_535)
-    """Port on which the engine listens on its machine."""
-    connect_timeout_s: float = Field(default=300.0, gt=0)
-    """How long a machine may take until it is reached for the first time, with the host key that is expected."""
-    handshake_timeout_s: float = Field(default=30.0, gt=0, le=50)
-    """How long one attempt to connect and log in may take."""
-    keepalive_s: float = Field(default=5.0, gt=0)
-    """Time between two signs of life. A connection that misses three is dead."""
-    lost_after_s: float = Field(default=60.0, gt=0)
-    """A machine that was reached before, and cannot be reached for this long, is lost."""
-    hang_timeout_s: float = Field(default=120.0, gt=0)
-    """An engine that was ready and does not answer its health check for this long has hung, and is started anew."""
-    stop_grace_s: float = Field(default=10.0, ge=0, le=30)
-    """How long an engine may take to end by itself before it is killed."""
 
 
 class Templates(Section):
@@ -310,6 +269,8 @@ class Settings(BaseSettings):
     external: External = Field(default_factory=External)
     local: Local = Field(default_factory=Local)
     ssh: Ssh = Field(default_factory=Ssh)
+    kubernetes: Kubernetes = Field(default_factory=Kubernetes)
+    worker: Worker = Field(default_factory=Worker)
     static: Static = Field(default_factory=Static)
     templates: Templates = Field(default_factory=Templates)
     profiles: Profiles = Field(default_factory=Profiles)

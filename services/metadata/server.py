@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from brix.metadata.v1 import batches_pb2_grpc, files_pb2_grpc, leases_pb2_grpc, runners_pb2_grpc, uploads_pb2_grpc
+from externalscaler import externalscaler_pb2_grpc
 from services.kit.lifecycle import background
 from services.kit.metrics import serving_metrics
 from services.kit.objects import open_store
@@ -18,6 +19,7 @@ from services.metadata.loop.background import Services, loops
 from services.metadata.loop.rounds import every
 from services.metadata.migrate import migrate
 from services.metadata.registry import registry as registries
+from services.metadata.service.backlog import BacklogService
 from services.metadata.service.batches import BatchService
 from services.metadata.service.bells import Bell, Bells
 from services.metadata.service.commits import CommitService
@@ -34,8 +36,11 @@ from services.metadata.servicer import (
     RunnerRegistryServicer,
     UploadServicer,
 )
+from services.metadata.servicer_scaler import SERVICE as SCALER
+from services.metadata.servicer_scaler import ScalerServicer
 
-SERVICES = [f"brix.metadata.v1.{name}Service" for name in ("File", "Upload", "Batch", "Lease", "RunnerRegistry")]
+OURS = [f"brix.metadata.v1.{name}Service" for name in ("File", "Upload", "Batch", "Lease", "RunnerRegistry")]
+SERVICES = [*OURS, SCALER]
 
 
 @asynccontextmanager
@@ -56,15 +61,17 @@ async def run(settings: Settings, now: Now = db_now) -> AsyncIterator[str]:
         )
         leases = LeaseService(transactions, bells, settings)
         commits = CommitService(transactions, objects, bells, settings)
+        backlog = BacklogService(transactions, bells, settings)
         async with (
             background(*loops(services, bells, settings), every(settings.templates.reload_s, Bell(), registry.reload)),
-            serving(settings.metadata.listen, registrations(services, leases, commits), SERVICES) as address,
+            serving(settings.metadata.listen, registrations(services, leases, commits, backlog), SERVICES) as address,
             serving_metrics(settings.metadata.metrics_listen),
         ):
             try:
                 yield address
             finally:
                 leases.stop_waiting()
+                backlog.stop_waiting()
 
 
 @asynccontextmanager
@@ -74,7 +81,9 @@ async def opened(settings: Settings) -> AsyncIterator[Database]:
         yield database
 
 
-def registrations(services: Services, leases: LeaseService, commits: CommitService) -> Sequence[Register]:
+def registrations(
+    services: Services, leases: LeaseService, commits: CommitService, backlog: BacklogService
+) -> Sequence[Register]:
     return [
         partial(files_pb2_grpc.add_FileServiceServicer_to_server, FileServicer(services.files)),
         partial(uploads_pb2_grpc.add_UploadServiceServicer_to_server, UploadServicer(services.uploads)),
@@ -83,4 +92,5 @@ def registrations(services: Services, leases: LeaseService, commits: CommitServi
         ),
         partial(leases_pb2_grpc.add_LeaseServiceServicer_to_server, LeaseServicer(leases, commits)),
         partial(runners_pb2_grpc.add_RunnerRegistryServiceServicer_to_server, RunnerRegistryServicer(services.runners)),
+        partial(externalscaler_pb2_grpc.add_ExternalScalerServicer_to_server, ScalerServicer(backlog)),
     ]

@@ -190,9 +190,16 @@ class LeaseServicer(leases_pb2_grpc.LeaseServiceServicer):
 
     async def ReleaseLease(self, request: leases_pb2.ReleaseLeaseRequest, context: Context) -> empty_pb2.Empty:
         await self.leases.release_lease(
-            request.batch_id, request.token, reason=request.reason, retry_after_ms=request.retry_after_ms
+            request.batch_id,
+            request.token,
+            reason=request.reason,
+            retry_after_ms=request.retry_after_ms,
+            handed_over=request.handed_over,
         )
         return empty_pb2.Empty()
+
+    async def ListEnded(self, request: leases_pb2.ListEndedRequest, context: Context) -> leases_pb2.ListEndedResponse:
+        return leases_pb2.ListEndedResponse(batch_ids=await self.leases.list_ended(list(request.batch_ids)))
 
 
 class RunnerRegistryServicer(runners_pb2_grpc.RunnerRegistryServiceServicer):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import orjson
 import structlog
@@ -20,10 +20,12 @@ from services.runner.held import HeldLease
 from services.runner.leases import Leases
 from services.runner.patience import Patience
 from services.runner.runtimes.base import (
+    Alerting,
     Endpoint,
     Explaining,
     Gone,
     Handle,
+    HandOver,
     OwnedByRunner,
     Pending,
     Probe,
@@ -42,8 +44,19 @@ FIRST_PROBE_S = 0.02
 LONGEST_PROBE_S = 1.0
 CALL_TIMEOUT_S = 60.0
 RELEASE_ATTEMPTS = 3
+# How often in a row, without a line done, a process that should run the batch may be ready and not take it.
+MOST_HAND_OVERS = 10
 
 log = structlog.get_logger(__name__)
+
+
+class HandedOver(Exception):
+    """The batch is another process's, which asks for it by its id."""
+
+    def __init__(self, detail: str, rest_s: float) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.rest_s = rest_s
 
 
 class Allocation:
@@ -70,6 +83,8 @@ class Allocation:
         # What the next launch should know: how often its machine failed, which host key it had.
         self._previous: Handle | None = saved.get("previous")
         self._failure_count: int = saved.get("failure_count", 0)
+        # How often it was handed over in a row, and how many lines were committed then.
+        self._handed: tuple[int, int] = (saved.get("handed_count", 0), saved.get("handed_at", 0))
         self._launch_s = float(spec.template.engine.ready_timeout_seconds) if spec.template else READY_TIMEOUT_S
         self._progress = len(held.committed)
 
@@ -84,7 +99,10 @@ class Allocation:
         self._progress = progress
 
     async def up(self, stop: asyncio.Event) -> tuple[Endpoint, ...] | None:
-        """Its endpoints, once it is ready; None if `stop` came first. Error: RuntimeFailed; retryable while tries are left."""
+        """Its endpoints, once it is ready; None if `stop` came first.
+
+        Errors: RuntimeFailed, retryable while tries are left; HandedOver.
+        """
         try:
             return await self._up(stop)
         except RuntimeFailed as failure:
@@ -99,6 +117,7 @@ class Allocation:
     ) -> None:
         """Look after it while requests run: every few seconds, and at `alarm`. Error: RuntimeFailed."""
         while True:
+            self._alert(alarm.set)
             await wait_for(alarm, WATCH_S)
             alarm.clear()
             probe = await self._probe()
@@ -120,10 +139,15 @@ class Allocation:
                 return
             on_ready(endpoints)
 
+    def _alert(self, wake: Callable[[], None] | None) -> None:
+        if self._handle is not None and isinstance(self._runtime, Alerting):
+            self._runtime.alert(self._handle, wake)
+
     async def release(self) -> None:
         """Give it back, and forget it. What cannot be given back now is found as an orphan later."""
         if self._handle is None:
             return
+        self._alert(None)
         for attempt in range(RELEASE_ATTEMPTS):
             try:
                 await _guarded(self._runtime.release(self._handle), CALL_TIMEOUT_S)
@@ -182,13 +206,35 @@ class Allocation:
                 return probe.endpoints
             if isinstance(probe, Gone):
                 raise RuntimeFailed(probe.why, retryable=probe.retryable, machine_lost=probe.machine_lost)
-            self._on_phase(probe.phase)
-            if clock.monotonic() >= give_up_at:
-                why = f"not ready after {self._launch_s:.0f} s: {probe.detail}"
-                raise RuntimeFailed(why + await self._explanation(), retryable=True)
+            if isinstance(probe, HandOver):
+                await self._hand_over(probe)
+            give_up_at = await self._pending(probe, give_up_at)
             if await wait_for(stop, rest):
                 return None
             rest = min(LONGEST_PROBE_S, 1.5 * rest)
+
+    async def _pending(self, probe: Pending, give_up_at: float) -> float:
+        """Until when it may go on like this. Error: RuntimeFailed, if that is over."""
+        self._on_phase(probe.phase)
+        now = clock.monotonic()
+        if not probe.counts:
+            return now + self._launch_s
+        if now < give_up_at:
+            return give_up_at
+        why = f"not ready after {self._launch_s:.0f} s: {probe.detail}"
+        raise RuntimeFailed(why + await self._explanation(), retryable=True)
+
+    async def _hand_over(self, probe: HandOver) -> NoReturn:
+        """Errors: HandedOver; RuntimeFailed, if it was handed over too often for nothing."""
+        if not probe.queued:
+            count, at = self._handed
+            committed = len(self._held.committed)
+            self._handed = (count + 1 if committed == at else 1, committed)
+            if count >= MOST_HAND_OVERS and committed == at:
+                why = f"{probe.detail}, {count} times in a row, but it did not take the batch"
+                raise RuntimeFailed(why + await self._explanation(), retryable=False)
+            await self._save()
+        raise HandedOver(probe.detail, probe.rest_s)
 
     async def _probe(self) -> Probe:
         assert self._handle is not None
@@ -196,7 +242,7 @@ class Allocation:
             probe = await _guarded(self._runtime.probe(self._spec, self._handle), CALL_TIMEOUT_S)
         except RuntimeFailed as failure:
             return Pending(failure.why)
-        if not isinstance(probe, Gone) and probe.handle is not None:
+        if isinstance(probe, Pending | Ready) and probe.handle is not None:
             self._handle = probe.handle
             await self._save()
         return probe
@@ -225,6 +271,8 @@ class Allocation:
             "previous": self._previous,
             "failure_count": self._failure_count,
         }
+        if self._handed[0]:
+            state |= {"handed_count": self._handed[0], "handed_at": self._handed[1]}
         text = orjson.dumps(state).decode()
         await self._patience.until_done(lambda: self._leases.save_runtime(self._held.batch_id, self._held.token, text))
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from services.kit import clock
 from services.kit.errors import (
     GoalChanged,
     IllegalTransition,
@@ -27,8 +28,9 @@ from services.kit.objects import ObjectStore
 from services.kit.settings import Runner
 from services.kit.spec.block import Block, parse_block
 from services.kit.spec.resolved import Resolved, parse_resolved
-from services.runner.allocation import Allocation, headline
+from services.runner.allocation import Allocation, HandedOver, headline
 from services.runner.domain import End, EndpointStatus, ExecutionStatus, Failure, Goal, Lease
+from services.runner.ends import ENDS, INPUT_UNAVAILABLE, INTERNAL_ERROR, OUTPUT_FULL, UNFINISHED
 from services.runner.finalize import Finalizer
 from services.runner.held import HeldLease, LeaseLost
 from services.runner.inference.client import InferenceClient
@@ -49,23 +51,6 @@ LONGEST_BACKOFF_S = 60.0
 MOST_REFUSALS = 10
 # Leases after which a batch whose execution fails for a reason that nobody foresaw is given up.
 MOST_ATTEMPTS = 8
-# Ends that are allowed whatever the goal is: nobody could write the error lines.
-INPUT_UNAVAILABLE = Failure(code="input_unavailable", message="The input file can no longer be read.")
-OUTPUT_FULL = Failure(
-    code="output_limit_exceeded",
-    message="The results are larger than the profile of this batch allows (quota.max_output_size_gb).",
-)
-INTERNAL_ERROR = Failure(code="internal_error", message="The batch could not be run; the runner's log says why.")
-
-UNFINISHED = {
-    Goal.CANCEL: Failure(
-        code="batch_cancelled", message="This request was not executed before the batch was cancelled."
-    ),
-    Goal.EXPIRE: Failure(
-        code="batch_expired", message="This request could not be executed before the completion window expired."
-    ),
-}
-ENDS = {Goal.RUN: End.COMPLETED, Goal.CANCEL: End.CANCELLED, Goal.EXPIRE: End.EXPIRED}
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +77,7 @@ class Execution:
         self._retry_count = 0
         self._failure: Failure | None = None
         self._retry_after_s: float | None = None
+        self._handed: HandedOver | None = None
         self._lost: str | None = None
         self._refused_count = 0
         self.held = HeldLease(leases, lease, sent_at, self._describe)
@@ -193,7 +179,7 @@ class Execution:
                 await self._run_lines()
             if self.held.goal is Goal.RUN and await self._left_to_others():
                 return None
-            self._retry_after_s = None
+            self._retry_after_s, self._handed = None, None
             if self._is_unfinished() and self._failure is None:
                 if self.held.draining and self.held.goal is Goal.RUN:
                     return await self._release("drain", 0.0)
@@ -212,6 +198,9 @@ class Execution:
             endpoints = await self._allocation.up(self.held.interrupted)
         except RuntimeFailed as failure:
             self._on_runtime_failed(failure)
+            return
+        except HandedOver as handed:
+            self._handed = handed
             return
         if endpoints is None:
             return
@@ -300,9 +289,10 @@ class Execution:
         log.info("batch finished", end=end.value, committed=len(self.held.committed), total=self._lease.total_count)
         return True
 
-    async def _release(self, reason: str, retry_after_s: float) -> None:
+    async def _release(self, reason: str, retry_after_s: float, *, handed_over: bool = False) -> None:
+        batch_id, token = self._lease.batch_id, self._lease.token
         try:
-            await self._leases.release(self._lease.batch_id, self._lease.token, reason, retry_after_s)
+            await self._leases.release(batch_id, token, reason, retry_after_s, handed_over=handed_over)
         except ServiceError as error:
             log.warning("lease not handed back, it will run out", error=error.message)
 
@@ -311,6 +301,8 @@ class Execution:
         if (why := self._lost) is not None:
             batch_id, token = self._lease.batch_id, self._lease.token
             await self._patience.until_done(lambda: self._leases.lose_compute(batch_id, token, why))
+        elif (handed := self._handed) is not None:
+            await self._release(handed.detail, handed.rest_s, handed_over=True)
         elif self._retry_after_s is not None:
             await self._release("the runtime did not come up", self._retry_after_s)
         else:
@@ -377,7 +369,7 @@ class Execution:
         runtime = runtimes.get(self._block.target())
         if runtime is None:
             return None
-        spec = spec_of(lease, self._block, self._resolved)
+        spec = spec_of(lease, self._block, self._resolved, now=clock.now().timestamp())
         attempts = self._settings.launch_attempts
         return Allocation(
             runtime,

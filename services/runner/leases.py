@@ -27,7 +27,8 @@ class Leases:
         self._stub = stub
         self._runner_id = runner_id
 
-    async def acquire(self, targets: Sequence[str], wait_s: float, batch_id: str) -> Lease | None:
+    async def acquire(self, targets: Sequence[str], wait_s: float, batch_id: str = "") -> Lease | None:
+        """`batch_id`: this one only, also while it rests. Error: NotFound, if there is none of this id."""
         request = pb.AcquireLeaseRequest(
             runner_id=self._runner_id,
             targets=targets,
@@ -91,11 +92,25 @@ class Leases:
         )
         await self._stub.FinishBatch(request, timeout=FINISH_TIMEOUT_S)
 
-    async def release(self, batch_id: str, token: int, reason: str, retry_after_s: float) -> None:
+    async def release(
+        self, batch_id: str, token: int, reason: str, retry_after_s: float, *, handed_over: bool = False
+    ) -> None:
         request = pb.ReleaseLeaseRequest(
-            batch_id=batch_id, token=token, reason=reason, retry_after_ms=int(retry_after_s * 1000)
+            batch_id=batch_id,
+            token=token,
+            reason=reason,
+            retry_after_ms=int(retry_after_s * 1000),
+            handed_over=handed_over,
         )
         await self._stub.ReleaseLease(request)
+
+    async def ended(self, batch_ids: Sequence[str]) -> set[str]:
+        """Those of these batches that have ended."""
+        found: set[str] = set()
+        for start in range(0, len(batch_ids), PAGE):
+            response = await self._stub.ListEnded(pb.ListEndedRequest(batch_ids=batch_ids[start : start + PAGE]))
+            found.update(response.batch_ids)
+        return found
 
     async def lose_compute(self, batch_id: str, token: int, reason: str) -> None:
         """Hand the batch back until it has other compute."""

@@ -12,12 +12,13 @@ import structlog
 
 from services.kit import clock
 from services.kit.errors import ServiceError
-from services.kit.lifecycle import wait_for
+from services.kit.lifecycle import background, wait_for
 from services.kit.objects import ObjectStore
 from services.kit.settings import Runner
 from services.runner.domain import Lease
 from services.runner.execution import Execution
 from services.runner.leases import Leases
+from services.runner.orphans import Orphans
 from services.runner.runtimes.base import Runtime
 from services.runner.service import RunnerService
 
@@ -37,23 +38,21 @@ class LeaseLoop:
         store: ObjectStore,
         runtimes: Mapping[str, Runtime],
         settings: Runner,
-        batch_id: str = "",
     ) -> None:
-        """`batch_id`: run this batch only, and end with it."""
         self._service = service
         self._leases = leases
         self._store = store
         self._runtimes = runtimes
         self._settings = settings
-        self._batch_id = batch_id
+        self._orphans = Orphans(runtimes, leases)
         self._slots = asyncio.Semaphore(service.slot_count)
         self._stopping = asyncio.Event()
         self.ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Until drained, or until the one batch is done."""
-        await self._release_orphans()
-        async with asyncio.TaskGroup() as group:
+        """Until drained."""
+        await self._orphans.release_own()
+        async with background(self._orphans.run()), asyncio.TaskGroup() as group:
             taker = group.create_task(self._take(group))
             stopper = group.create_task(self._stop(taker))
             await asyncio.wait([taker])
@@ -78,7 +77,7 @@ class LeaseLoop:
             await self._slots.acquire()
             sent_at = clock.monotonic()
             try:
-                lease = await self._leases.acquire(self._service.targets, WAIT_S, self._batch_id)
+                lease = await self._leases.acquire(self._service.targets, WAIT_S)
             except ServiceError as error:
                 log.warning("no lease, trying again", error=error.message)
                 lease = None
@@ -87,8 +86,6 @@ class LeaseLoop:
                 self._slots.release()
                 continue
             group.create_task(self._hold(lease, sent_at))
-            if self._batch_id:
-                return
 
     async def _hold(self, lease: Lease, sent_at: float) -> None:
         try:
@@ -103,13 +100,3 @@ class LeaseLoop:
                     self._service.executions.discard(execution)
         finally:
             self._slots.release()
-
-    async def _release_orphans(self) -> None:
-        """What an earlier process of this runner left behind."""
-        for target, runtime in self._runtimes.items():
-            try:
-                for handle in await runtime.list():
-                    await runtime.release(handle)
-                    log.info("orphan released", target=target)
-            except Exception:
-                log.exception("orphans could not be released", target=target)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -14,7 +15,7 @@ from brix.runner.v1 import runner_pb2_grpc as pb_grpc
 from services.kit.ids import new_id
 from services.kit.lifecycle import background
 from services.kit.metrics import serving_metrics
-from services.kit.objects import open_store
+from services.kit.objects import ObjectStore, open_store
 from services.kit.server import channel, serving
 from services.kit.settings import Settings
 from services.kit.spec.block import EXTERNAL
@@ -40,12 +41,20 @@ async def close(runtime: Runtime) -> None:
         log.exception("runtime not closed", target=runtime.target)
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A runner that can be asked how it is, and reports to metadata, before it takes its first lease."""
+
+    address: str
+    service: RunnerService
+    leases: Leases
+    store: ObjectStore
+
+
 @asynccontextmanager
-async def run(settings: Settings, *, batch_id: str = "") -> AsyncIterator[str]:
-    """Yields the bound address. Leaving the block drains. `batch_id`: lease this batch only."""
+async def opened(settings: Settings, runtimes: Mapping[str, Runtime], *, slots: int = 1) -> AsyncIterator[Opened]:
     runner_id = new_id("runner_")
-    runtimes = load_runtimes(settings)
-    service = RunnerService(runner_id, sorted(runtimes), settings.runner.slots)
+    service = RunnerService(runner_id, sorted(runtimes), slots)
     register = partial(pb_grpc.add_RunnerServiceServicer_to_server, RunnerServicer(service))
     names = ["brix.runner.v1.RunnerService"]
     async with AsyncExitStack() as stack:
@@ -54,11 +63,23 @@ async def run(settings: Settings, *, batch_id: str = "") -> AsyncIterator[str]:
         metadata = await stack.enter_async_context(channel(settings.metadata_addr))
         reporter = Reporter(runners_pb2_grpc.RunnerRegistryServiceStub(metadata), service, runtimes.get(EXTERNAL))
         leases = Leases(leases_pb2_grpc.LeaseServiceStub(metadata), runner_id)
-        loop = LeaseLoop(service, leases, open_store(settings), runtimes, settings.runner, batch_id)
+        store = open_store(settings)
         await stack.enter_async_context(serving_metrics(settings.runner.metrics_listen))
         address = await stack.enter_async_context(serving(settings.runner.listen, [register], names))
         stack.push_async_callback(reporter.leave)
-        await stack.enter_async_context(background(loop.run(), reporter.run()))
-        stack.push_async_callback(loop.drain)
+        await stack.enter_async_context(background(reporter.run()))
         log.info("runner started", runner_id=runner_id, targets=service.targets, slots=service.slot_count)
-        yield address
+        yield Opened(address, service, leases, store)
+
+
+@asynccontextmanager
+async def run(settings: Settings) -> AsyncIterator[str]:
+    """Yields the bound address. Leaving the block drains."""
+    runtimes = load_runtimes(settings)
+    async with opened(settings, runtimes, slots=settings.runner.slots) as runner:
+        loop = LeaseLoop(runner.service, runner.leases, runner.store, runtimes, settings.runner)
+        async with background(loop.run()):
+            try:
+                yield runner.address
+            finally:
+                await loop.drain()

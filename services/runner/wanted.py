@@ -16,7 +16,7 @@ from services.runner.runtimes.base import Spec
 MOST_KEPT_S = 600
 
 
-def spec_of(lease: Lease, block: Block, resolved: Resolved) -> Spec:
+def spec_of(lease: Lease, block: Block, resolved: Resolved, *, now: float) -> Spec:
     template = resolved.template
     return Spec(
         key=lease.batch_id,
@@ -26,6 +26,7 @@ def spec_of(lease: Lease, block: Block, resolved: Resolved) -> Spec:
         template_source=template.source if template else None,
         template_overridden=frozenset((template.overrides or {}).get("engine_args", {})) if template else frozenset(),
         model=block.model or lease.model,
+        expire_time=now + lease.deadline_s,
         **_shared(block, resolved),
     )
 

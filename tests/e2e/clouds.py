@@ -22,10 +22,12 @@ import yaml
 from aiohttp import web
 
 from services.__main__ import serve
-from services.kit.settings import External, Planner, Runner, Settings, Ssh
+from services.kit.runtime_settings import External, Ssh
+from services.kit.settings import Planner, Runner, Settings
 from services.planner.resource_manager import lambda_cloud, runpod, runpod_ready
+from services.planner.service import provision_worker
 from services.runner import allocation
-from services.runner.runtimes import ssh_machine
+from services.runner.runtimes import ssh, ssh_machine
 from tests.conftest import free_port, unavailable
 from tests.e2e.processes import Suite, eventually
 from tests.planner import lambda_fake, runpod_fake
@@ -96,6 +98,10 @@ class Cloud(HttpFake):
         """Ids of what the cloud still has."""
         raise NotImplementedError
 
+    def forget(self, id: str) -> None:
+        """The cloud knows a machine no more, which goes on all the same."""
+        raise NotImplementedError
+
     def configure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Tell the planner's code what differs from the real cloud."""
         raise NotImplementedError
@@ -162,6 +168,9 @@ class RunPodCloud(Cloud, runpod_fake.FakeRunPod):
     def listed(self) -> list[str]:
         return list(self.pods)
 
+    def forget(self, id: str) -> None:
+        del self.pods[id]
+
     def configure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runpod, "USER", user())
         monkeypatch.setattr(runpod_ready, "LOG_IDLE_S", 0.2)
@@ -205,6 +214,9 @@ class LambdaCloud(Cloud, lambda_fake.FakeLambda):
 
     def listed(self) -> list[str]:
         return list(self.instances)
+
+    def forget(self, id: str) -> None:
+        self.end(id)
 
     def configure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lambda_cloud, "SSH_USER", user())
@@ -266,6 +278,7 @@ async def planner_and_runner(
     """Those of the platform, in this process; the planner with a store of its own. A machine may take `boot_s` to boot."""
     cloud.configure(monkeypatch)
     monkeypatch.setattr(allocation, "WATCH_S", 0.5)
+    monkeypatch.setattr(provision_worker, "WATCH_S", 0.5)
     monkeypatch.setattr(ssh_machine, "WINDOW_S", 0.3)
     planner = Planner(
         listen=platform.listens["planner"],
@@ -287,6 +300,12 @@ async def planner_and_runner(
     )
     async with serve(settings, ["planner", "runner"]):
         yield
+
+
+def separate_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines of several machines may run at once: here all machines share one loopback."""
+    new_handle = ssh._new_handle
+    monkeypatch.setattr(ssh, "_new_handle", lambda spec, wanted, _: new_handle(spec, wanted, free_port()))
 
 
 def user() -> str:

@@ -15,7 +15,17 @@ import pytest
 import pytest_asyncio
 
 from services.kit.lines import LineSet
-from tests.e2e.clouds import ACCELERATOR, CLOUDS, LOOPBACK, SEGMENT, TURNED_AWAY, ClientKey, Cloud, planner_and_runner
+from tests.e2e.clouds import (
+    ACCELERATOR,
+    CLOUDS,
+    LOOPBACK,
+    SEGMENT,
+    TURNED_AWAY,
+    ClientKey,
+    Cloud,
+    planner_and_runner,
+    separate_ports,
+)
 from tests.e2e.processes import eventually, suite
 from tests.e2e.test_jobs import Api
 from tests.e2e.test_sdk import FINE, jsonl, line
@@ -284,5 +294,31 @@ async def test_a_machine_that_dies_midway_is_replaced(
         _, second = here.cloud.machines
         assert second.times() == Counter(everything()) - kept
         assert set(first.times().values()) == {1}
+        again = first.times() & second.times()
+        assert len(again) <= SEGMENT + CONCURRENCY
+
+
+async def test_a_machine_that_its_cloud_forgets_works_on_for_nothing(
+    kind: str, api: Api, tmp_path: Path, key: ClientKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runner notices nothing, until the batch is given to the next machine: from then on it changes nothing any more."""
+    separate_ports(monkeypatch)
+    async with site(kind, api, tmp_path, key, monkeypatch, latency_ms=1500) as here:
+        made = await here.submit()
+        batch_id = await here.done(made["id"], SEGMENT)
+        (first,) = here.cloud.machines
+        here.cloud.forget(next(iter(here.cloud.rented)))
+        await here.said(made["id"], f"Batch {batch_id} goes on with the new compute")
+        job = await api.ended(made["id"])
+        assert (job["status"], job["error_message"], job["batch_id"]) == ("completed", None, batch_id)
+        assert job["request_counts"] == {"total": LINES, "completed": LINES, "failed": 0}
+        assert await here.ids(job["output_dataset"]) == everything()
+        await here.is_on(job, 1)
+        job = await here.said(made["id"], "Compute released")
+        assert here.cloud.listed() == []
+        _, second = here.cloud.machines
+        assert list(here.cloud.rented.values())[1].left_over == []
+        assert first.engines()  # nobody can end it but the cloud, which says that there is none
+        assert set(first.times().values()) == set(second.times().values()) == {1}
         again = first.times() & second.times()
         assert len(again) <= SEGMENT + CONCURRENCY

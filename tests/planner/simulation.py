@@ -107,12 +107,13 @@ class FakeBatches:
 
     async def replace_compute(self, project_id: str, id: str, block: str) -> Batch:
         def work() -> Batch:
-            batch = self.metadata.batches[id]
-            if batch.state not in ("VALIDATING", "IN_PROGRESS"):
-                raise IllegalTransition("it ends", state=batch.state)
-            if self.metadata.blocks[id] != block:
-                self.metadata.blocks[id] = block
-                self.metadata.moved.append(id)
+            batch, before = self.metadata.batches[id], self.metadata.blocks[id]
+            if before == block:
+                return batch
+            if batch.state not in ("VALIDATING", "IN_PROGRESS") or attempt_of(block) <= attempt_of(before):
+                raise IllegalTransition("it ends, or is elsewhere", state=batch.state)
+            self.metadata.blocks[id] = block
+            self.metadata.moved.append(id)
             self.metadata.batches[id] = replace(batch, compute_lost=None)
             return self.metadata.batches[id]
 
@@ -136,6 +137,10 @@ class FakeBatches:
             return self.metadata.batches[id]
 
         return await self._call(work)
+
+
+def attempt_of(block: str) -> int:
+    return int(json.loads(block)["resource_allocation"]["attempt"])
 
 
 @dataclass

@@ -42,7 +42,7 @@ def provision(provider: str, machine: Machine = MACHINE, **fields: Any) -> Provi
 
 
 def made(provider: str, one: Job, runtimes: Runtimes | None = None, **fields: Any) -> dict[str, Any]:
-    text = block_for(one, provision(provider, **fields), runtimes or Runtimes(TARGETS))
+    text = block_for(one, provision(provider, **fields), runtimes or Runtimes(TARGETS), 2)
     parse_block(text)  # what metadata reads
     block: dict[str, Any] = json.loads(text)
     return block
@@ -66,6 +66,7 @@ def test_a_cloud_gets_its_machine_the_model_and_the_words_for_vllm(provider: str
     }
     assert (block["job_id"], block["model"]) == ("job_1", "m")
     assert block["resource_allocation"]["provision_id"] == "prov-1"
+    assert block["resource_allocation"]["attempt"] == 2
     assert block["resource_allocation"]["resource_details"][0]["region"] == "EU-1"
     assert block["model_template"] == {"name": "small", "version": "v1", "spec": spec}
     assert "client" not in block

@@ -316,6 +316,21 @@ async def test_a_host_key_that_we_made_is_kept_and_a_strange_one_not_taken(pair:
     assert listed.host_key == ""
 
 
+async def test_an_instance_whose_host_key_nobody_knows_is_not_used(pair: Pair) -> None:
+    """It was found in the list, since its launch was never answered, and its tags are gone. The check is only for a hello."""
+    fake, provider = pair
+    machine = await provider.launch(an_order())
+    fake.run(machine.id)
+    tags, fake.instances[machine.id]["tags"] = fake.instances[machine.id]["tags"], []
+    (listed,) = await provider.list()
+    probe = await provider.probe(listed)
+    assert isinstance(probe, Pending)
+    assert "host key" in probe.detail
+    fake.instances[machine.id]["tags"] = tags
+    assert await provider.probe(listed) == await provider.probe(machine)
+    assert isinstance(await provider.probe(listed), Ready)
+
+
 @pytest.mark.parametrize("raw", [b"", b"{}", b'{"data": {}}', b'{"data": [{"name": "aibrix-x-1"}]}', b'{"data": [7]}'])
 async def test_a_list_that_is_none_is_not_an_empty_one(pair: Pair, raw: bytes) -> None:
     fake, provider = pair

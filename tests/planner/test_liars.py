@@ -17,6 +17,8 @@ from tests.planner.conftest import Machines
 from tests.planner.resources import H100
 from tests.planner.simulation import Simulation, simulated
 
+KEY = "ssh-ed25519 AAAA"
+
 
 class Liar(Machines):
     """The fake cloud, which may lie in one way."""
@@ -38,6 +40,8 @@ class Liar(Machines):
             return Ready(replace(now.machine, host="", ssh_port=0, http_base_url=""))
         if isinstance(now, Ready) and self.lie == "another machine":
             return Ready(replace(now.machine, id="m99", name="somebody-elses"))
+        if isinstance(now, Ready) and self.lie == "a host key":
+            return Ready(replace(now.machine, host_key=KEY))
         return now
 
 
@@ -96,6 +100,18 @@ async def test_ready_without_an_address_is_not_ready(sim: Simulation, monkeypatc
     assert job.status in (S.RESOURCE_FAILED, S.EXPIRED)
     assert job.error_message
     assert not sim.cloud.machines
+
+
+async def test_a_host_key_is_not_forgotten(sim: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that is made later would trust whoever answers first."""
+    lies(monkeypatch, "a host key")
+    id = await sim.enqueue()
+    await sim.rounds(3, 2.0)
+    lies(monkeypatch, "")
+    await sim.rounds(4, 60.0)
+    provision = (await sim.get(id)).provision
+    assert provision is not None
+    assert [machine.host_key for machine in provision.machines] == [KEY]
 
 
 @pytest.mark.parametrize("price", [-3.6, -math.inf, math.inf, math.nan])

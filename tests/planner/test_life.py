@@ -214,6 +214,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("batch"), st.sampled_from(["CANCELLED", "CANCELLING"])),
         st.tuples(st.just("commit"), st.none()),
         st.tuples(st.just("lose"), st.none()),
+        st.tuples(st.just("miss"), st.none()),
         st.tuples(st.just("no_capacity"), st.none()),
         st.tuples(st.just("down"), st.integers(1, 4)),
         st.tuples(st.just("kill"), st.integers(1, 25)),
@@ -249,6 +250,12 @@ class Events:
 
     async def lose(self, _: None) -> None:
         self.sim.cloud.machines.clear()
+
+    async def miss(self, _: None) -> None:
+        """Its runner cannot reach the machine, and the cloud calls it up."""
+        for batch_id in self.sim.metadata.live():
+            if self.sim.metadata.batches[batch_id].state == "IN_PROGRESS":
+                self.sim.metadata.set(batch_id, "IN_PROGRESS", compute_lost="not reached")
 
     async def no_capacity(self, _: None) -> None:
         self.sim.cloud.fail("launch", refusal())

@@ -227,18 +227,3 @@ async def test_a_kubeconfig_without_a_namespace(kmock: Mock, outside: Path, prov
     put_namespace(kmock, name="default")
     kmock["get", "/api/v1/namespaces/default/resourcequotas"] << {"metadata": {}, "items": []}
     assert {offer.region for offer in await provider.catalog()} == {"default"}
-
-
-async def test_in_a_pod_its_namespace_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import certifi
-
-    for name, content in [("token", "of-the-pod"), ("namespace", "of-pod\n")]:
-        (tmp_path / name).write_text(content)
-    monkeypatch.setenv(incluster_config.SERVICE_HOST_ENV_NAME, "10.0.0.1")
-    monkeypatch.setenv(incluster_config.SERVICE_PORT_ENV_NAME, "443")
-    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
-    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", certifi.where())
-    monkeypatch.setattr(module, "POD_NAMESPACE", tmp_path / "namespace")
-    client, namespace = await module.connect()
-    assert (client.configuration.host, namespace) == ("https://10.0.0.1:443", "of-pod")
-    await client.close()

@@ -74,6 +74,23 @@ async def test_a_pod_that_moved_is_identified_again(pair: Pair) -> None:
     assert (probe.machine.ssh_port, probe.machine.host_key) == (port, OTHER_KEY)
 
 
+async def test_a_pod_that_moved_and_shows_no_key_is_expected_to_have_the_one_it_had(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runpod, "HOST_KEY_S", 0.0)
+    fake, provider = pair
+    machine = await provider.launch(ORDER)
+    await fake.run(machine.id)
+    first = await provider.probe(machine)
+    assert isinstance(first, Ready)
+    port = await fake.run(machine.id, log=[])
+    fake.fault("GET", f"/pods/{machine.id}/logs", status=403, detail="access denied")
+    probe = await provider.probe(first.machine)
+    assert isinstance(probe, Ready)
+    assert (probe.machine.ssh_port, probe.machine.host_key) == (port, HOST_KEY)
+    assert "has to be trusted" not in capsys.readouterr().out
+
+
 async def test_without_a_key_in_the_log_it_is_ready_after_a_while_and_that_is_logged(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

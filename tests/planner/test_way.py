@@ -35,6 +35,7 @@ async def test_a_job_goes_all_the_way(world: World, planner: Planner) -> None:
         "runtime": {"target": "External", "options": {"base_url": "http://127.0.0.1:9"}},
         "resource_allocation": {
             "provision_id": running.provision_id,
+            "attempt": 1,
             "resource_details": [{"provider": "static", "instance_type": "there", "replicas": 1}],
         },
         "model_template": {"name": "small", "version": "v1", "spec": json.loads(made.model_template_spec_json)},

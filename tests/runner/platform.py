@@ -23,8 +23,9 @@ from brix.runner.v1 import runner_pb2, runner_pb2_grpc
 from brix.type.v1 import batch_pb2
 from services.kit.errors import Unavailable
 from services.kit.objects import ObjectStore, open_store
+from services.kit.runtime_settings import External
 from services.kit.server import channel
-from services.kit.settings import External, Metadata, Runner, Settings
+from services.kit.settings import Metadata, Runner, Settings
 from services.kit.sql import db_now
 from services.metadata.server import run as run_metadata
 from services.runner.server import run as run_runner

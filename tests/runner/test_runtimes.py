@@ -300,20 +300,6 @@ async def test_a_full_or_broken_object_store_pauses_the_batch_and_loses_nothing(
     assert engine.requests.count == 300
 
 
-async def test_a_batch_alone_is_leased_by_name(p: Platform, engine: MockEngine) -> None:
-    other = await p.external(some_lines(5), engine.url)
-    wanted = await p.external(some_lines(5), engine.url)
-    runtime = Scripted(ready(engine))
-    service = RunnerService("one", ["External"], 1)
-    async with channel(p.settings.metadata_addr) as metadata:
-        leases = Leases(leases_pb2_grpc.LeaseServiceStub(metadata), "one")
-        loop = LeaseLoop(service, leases, p.store, {"External": runtime}, p.settings.runner, wanted)
-        async with asyncio.timeout(20):
-            await loop.run()
-    assert (await p.get(wanted)).state == State.COMPLETED
-    assert (await p.get(other)).state == State.IN_PROGRESS
-
-
 @pytest.mark.parametrize("planned", [True, False])
 async def test_a_machine_that_is_lost(p: Platform, monkeypatch: pytest.MonkeyPatch, planned: bool) -> None:
     """Where a planner follows the batch it waits for another machine; otherwise it fails, with what was done."""

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import psutil
 
-from services.kit.settings import Local, Settings
+from services.kit.runtime_settings import Local
+from services.kit.settings import Settings
 from services.kit.spec.block import parse_block
 from services.runner.runtimes.base import Gone, Handle, Ready, Runtime, Spec
 

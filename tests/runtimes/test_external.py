@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.kit.errors import InvalidArgument
-from services.kit.settings import External as ExternalSettings
+from services.kit.runtime_settings import External as ExternalSettings
 from services.kit.settings import Settings
 from services.kit.spec.addresses import AddressPolicy
 from services.kit.spec.external import parse_external

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import asyncssh
 
-from services.kit.ssh.connect import SshError, Unreachable
+from services.kit.ssh.connect import SshError, Unreachable, plain
 
 SHELL = "exec /bin/sh -s"
 MOST_OUTPUT = 128 * 1024
+LONGEST_NOISE = 1024
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+class NoShell(SshError):
+    """The machine ran something else than what it was sent: the account's shell runs no commands."""
 
 
 class TimedOut(SshError):
@@ -45,39 +51,51 @@ async def run(
 ) -> Finished:
     """Run `script` with `arguments` as $1, $2, ... and `variables`, which are not exported.
 
-    Its standard input is empty. Error: ValueError for a value that no program can be given; TimedOut; Unreachable if the
-    connection breaks, when nobody knows how far the script came.
+    Its standard input is empty. What files such as ~/.bashrc print before it begins is not part of its output. Error:
+    ValueError for a value that no program can be given; TimedOut; NoShell; Unreachable if the connection breaks, when
+    nobody knows how far the script came.
     """
-    text = compose(script, arguments, variables or {})
+    greeting = secrets.token_hex(16)
+    text = compose(script, arguments, variables or {}, greeting)
     try:
         async with asyncio.timeout(timeout_s):
-            return await _run(connection, text)
+            return await _run(connection, text, greeting)
     except TimeoutError as error:
         raise TimedOut(f"a command did not end within {timeout_s:g} s") from error
+    except asyncssh.ChannelOpenError as error:
+        raise Unreachable(f"the machine opens no session: {plain(error.reason)}") from error
     except (asyncssh.Error, OSError) as error:
         raise Unreachable("the connection to the machine broke") from error
 
 
-async def _run(connection: asyncssh.SSHClientConnection, text: bytes) -> Finished:
+async def _run(connection: asyncssh.SSHClientConnection, text: bytes, greeting: str) -> Finished:
     process: asyncssh.SSHClientProcess[bytes] = await connection.create_process(SHELL, encoding=None)
     try:
         output, complaints, _ = await asyncio.gather(
-            _read(process.stdout), _read(process.stderr), _write(process, text)
+            _read(process.stdout, greeting), _read(process.stderr, greeting), _write(process, text)
         )
         await process.wait_closed()
     finally:
         process.close()
     status = process.exit_status
-    return Finished(-1 if status is None else status, _decoded(output), _decoded(complaints))
+    if not output.greeted:
+        said = plain(_decoded(complaints.kept or output.kept)) or f"status {status}"
+        raise NoShell(f"the account's shell on the machine runs no commands: {said}")
+    return Finished(-1 if status is None else status, _decoded(output.kept), _decoded(complaints.kept))
 
 
-def compose(script: str, arguments: Sequence[str], variables: Mapping[str, str]) -> bytes:
-    """What the shell reads. It is a function, called at the end: nothing runs before all has arrived."""
+def compose(script: str, arguments: Sequence[str], variables: Mapping[str, str], greeting: str = "") -> bytes:
+    """What the shell reads. It is a function, called at the end: nothing runs before all has arrived.
+
+    `greeting`: a line of plain characters on both outputs before it begins.
+    """
     lines = [f"main() {{\n{script}\n}}"]
     for name, value in variables.items():
         if not NAME.fullmatch(name):
             raise ValueError("a variable needs a plain name")
         lines.append(f"{name}={shlex.quote(_checked(value))}")
+    if greeting:
+        lines.append(f"echo {greeting}; echo {greeting} >&2")
     lines.append(shlex.join(["main", *map(_checked, arguments)]) + " </dev/null")
     return ("\n".join(lines) + "\nexit $?\n").encode()
 
@@ -101,14 +119,26 @@ async def _write(process: asyncssh.SSHClientProcess[bytes], text: bytes) -> None
         return  # the shell ended before it had read all: its status says why
 
 
-async def _read(stream: asyncssh.SSHReader[bytes]) -> bytes:
-    """All of it is read, so that the script is not held up; the first part is kept."""
-    kept, size = [], 0
+@dataclass(frozen=True)
+class _Read:
+    greeted: bool
+    kept: bytes
+    """What came after the greeting; without one, the beginning."""
+
+
+async def _read(stream: asyncssh.SSHReader[bytes], greeting: str) -> _Read:
+    """All of it is read, so that the script is not held up; the first part behind the greeting is kept."""
+    kept, line, greeted = bytearray(), greeting.encode() + b"\n", False
+    noise = b""
     while piece := await stream.read(16 * 1024):
-        if size < MOST_OUTPUT:
-            kept.append(piece[: MOST_OUTPUT - size])
-            size += len(piece)
-    return b"".join(kept)
+        if not greeted:
+            noise += piece
+            before, found, piece = noise.partition(line)
+            greeted = bool(found)
+            # Enough of it to find a greeting that came in two pieces, and to say what came instead of one.
+            noise = b"" if greeted else before[:LONGEST_NOISE] + before[LONGEST_NOISE:][-len(line) :]
+        kept += piece[: MOST_OUTPUT - len(kept)]
+    return _Read(greeted, bytes(kept) if greeted else noise)
 
 
 def _decoded(data: bytes) -> str:

@@ -120,15 +120,22 @@ async def connect(
 async def connect_once(target: Target, key: asyncssh.SSHKey, patience: Patience) -> asyncssh.SSHClientConnection:
     """Error: SshError."""
     failure: SshError = Unreachable(f"{target.host} has no address")
+    give_up_at = monotonic() + patience.handshake_s
     try:
         async with asyncio.timeout(patience.handshake_s):
-            for address in await _addresses(target):
-                try:
-                    return await _connect_to(address, target, key, patience)
-                except Unreachable as error:
-                    failure = error
+            addresses = await _addresses(target)
     except TimeoutError as error:
-        raise Unreachable(f"{_place(target)} did not complete a login in {patience.handshake_s:g} s") from error
+        raise Unreachable(f"the name {target.host} cannot be resolved in {patience.handshake_s:g} s") from error
+    for index, address in enumerate(addresses):
+        # An address that swallows packets, as IPv6 ones may, leaves time for the next.
+        share = (give_up_at - monotonic()) / (len(addresses) - index)
+        try:
+            async with asyncio.timeout(share):
+                return await _connect_to(address, target, key, patience)
+        except Unreachable as error:
+            failure = error
+        except TimeoutError:
+            failure = Unreachable(f"{_place(target)} did not complete a login in {patience.handshake_s:g} s")
     raise failure
 
 

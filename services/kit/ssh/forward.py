@@ -30,6 +30,8 @@ class Forward:
         self._near: set[_Near] = set()
         self.port = 0
         """Where it listens on our loopback."""
+        self.forbidden = False
+        """The machine's SSH server, asked last, forwards nothing (to that port)."""
 
     @classmethod
     async def open(cls, port: int) -> Self:
@@ -65,7 +67,9 @@ class Forward:
             await connection.create_connection(
                 lambda: _Far(near), HOST, self._far_port, window=WINDOW, max_pktsize=LARGEST_PACKET
             )
-        except (asyncssh.Error, OSError):
+            self.forbidden = False
+        except (asyncssh.Error, OSError) as error:
+            self.forbidden = getattr(error, "code", None) == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
             near.abort()  # nobody listens there, or the connection broke: the client sees a broken connection
 
     def _closed(self, near: _Near) -> None:

@@ -36,7 +36,7 @@ def read_client_key(path: str) -> asyncssh.SSHKey:
         raise ValueError(f"{VARIABLE}: {path} cannot be read: {error.strerror}") from error
     try:
         return asyncssh.import_private_key(text)
-    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+    except ValueError as error:  # asyncssh's own errors are such; a damaged key gives others of the parsers below it
         if "passphrase" in str(error).lower() or "encrypt" in str(error).lower():
             raise ValueError(
                 f"{VARIABLE}: the key in {path} has a passphrase, which nobody is there to enter; give one without"
@@ -52,6 +52,8 @@ def _read_private(path: Path) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{VARIABLE}: {path} is not a regular file")
+        if status.st_uid not in (os.geteuid(), 0):
+            raise ValueError(f"{VARIABLE}: {path} belongs to another user, who may read it")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise ValueError(f"{VARIABLE}: others may read {path} (mode {mode:04o}); do `chmod 600` on it")

@@ -1,66 +1,45 @@
-"""Templates or profiles in a ConfigMap that the Kubernetes API is asked for."""
+"""Templates or profiles in a ConfigMap, which the Kubernetes API tells of."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Self
 
-import aiohttp
-import yaml
-
+from services.kit.clock import monotonic
+from services.kit.kubernetes.api import Api
+from services.kit.kubernetes.connect import Connect, connect
+from services.kit.kubernetes.errors import ApiError, Unavailable
+from services.kit.kubernetes.watch import Informer
+from services.kit.lifecycle import wait_for
 from services.metadata.registry.source import Document, Snapshot, SourceError
 
 PREFIX = "configmap:"
-TIMEOUT_S = 10.0
+# How long the first answer is waited for.
+TIMEOUT_S = 20.0
+# A watch that breaks is mended in a moment. What takes longer is a problem.
+PATIENCE_S = 10.0
 NAME = r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?"
 # Names of objects and keys, as Kubernetes has them.
 FORM = re.compile(
     rf"(?P<namespace>[a-z0-9](?:[a-z0-9-]{{0,61}}[a-z0-9])?)/(?P<name>{NAME})(?:/(?P<key>[\w.-]{{1,253}}))?", re.ASCII
 )
-HINTS = {
-    401: ": its credentials are not accepted",
-    403: ": the service account needs `get` on this ConfigMap",
-}
+FORBIDDEN = "the Kubernetes API answers 403: the service account needs `get`, `list` and `watch` on this ConfigMap"
 NO_CONFIG_MAP = "the Kubernetes API answers something that is no ConfigMap"
-
-Connect = Callable[[], Awaitable[Any]]
-"""Makes a kubernetes.aio.client.ApiClient. The package has no types."""
-
-
-async def connect() -> Any:
-    """A client with the credentials of the pod, else with those of the kubeconfig. Error: SourceError."""
-    # Imported here: it takes a second, and few need it.
-    client, config = await asyncio.to_thread(_kubernetes)
-    configuration = client.Configuration()
-    try:
-        await asyncio.to_thread(config.load_incluster_config, client_configuration=configuration)
-    except config.ConfigException:
-        try:
-            await config.load_kube_config(client_configuration=configuration, persist_config=False)
-        except (config.ConfigException, OSError, ValueError, yaml.YAMLError) as error:
-            raise SourceError("there are credentials of neither a pod nor a kubeconfig") from error
-    return await asyncio.to_thread(client.ApiClient, configuration)  # it reads certificates
-
-
-def _kubernetes() -> tuple[Any, Any]:
-    from kubernetes.aio import client, config
-
-    return client, config
 
 
 class ConfigMapSource:
-    """One key of one ConfigMap: the named one, else `usual_key`, else the only one there is."""
+    """One key of one ConfigMap: the named one, else `usual_key`, else the only one there is. It is read while `follow` runs."""
 
     def __init__(self, namespace: str, name: str, key: str | None, usual_key: str, connect: Connect = connect) -> None:
         self.namespace = namespace
         self.config_map = name
         self.key = key
         self.usual_key = usual_key
-        self.connect = connect
         self.name = f"{PREFIX}{namespace}/{name}"
-        self.client: Any = None
+        self.api = Api(connect)
+        self.informer = Informer(self.api, "configmaps", namespace, field=f"metadata.name={name}", on_change=self._tell)
+        self._changed: Callable[[], None] | None = None
 
     @classmethod
     def from_setting(cls, text: str, usual_key: str) -> Self:
@@ -73,51 +52,47 @@ class ConfigMapSource:
     async def check(self) -> None:
         pass
 
+    async def follow(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        await self.informer.run()
+
     async def fetch(self, known: object | None) -> Snapshot | None:
-        found = await self._get()
+        if not await wait_for(self.informer.tried, TIMEOUT_S):
+            raise SourceError("the Kubernetes API does not answer: TimeoutError")
+        self._check_watch()
+        found = self.informer.items.get((self.namespace, self.config_map))
         if found is None:
             return Snapshot((), None, "there is no such ConfigMap")
-        metadata = found.metadata
-        if metadata is None:
+        metadata, data = found["metadata"], found.get("data") or {}
+        if not isinstance(data, dict) or not all(isinstance(text, str) for text in data.values()):
             raise SourceError(NO_CONFIG_MAP)
-        fingerprint = (metadata.uid, metadata.resource_version)
-        if fingerprint == known and metadata.resource_version:
+        fingerprint = (metadata.get("uid"), metadata.get("resourceVersion"))
+        if fingerprint == known:
             return None
-        return Snapshot((self._document(found.data or {}),), fingerprint)
+        return Snapshot((self._document(data),), fingerprint)
 
     async def close(self) -> None:
-        client, self.client = self.client, None
-        if client is not None:
-            await client.close()
+        await self.api.close()
 
-    async def _get(self) -> Any:
-        """The ConfigMap, or None if there is none. Error: SourceError."""
-        try:
-            async with asyncio.timeout(2 * TIMEOUT_S):
-                if self.client is None:
-                    self.client = await self.connect()
-                return await self._read()
-        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            raise SourceError(f"the Kubernetes API does not answer: {type(error).__name__}") from error
-
-    async def _read(self) -> Any:
-        client, _ = _kubernetes()
-        try:
-            return await client.CoreV1Api(self.client).read_namespaced_config_map(
-                self.config_map, self.namespace, _request_timeout=TIMEOUT_S
-            )
-        except client.ApiException as error:
-            if error.status == 404:
-                return None
-            if error.status == 401:
-                await self.close()  # a kubeconfig's token may be a new one by now
-            if not error.status:  # so the package says that a body has an unknown type
-                raise SourceError(NO_CONFIG_MAP) from error
-            raise SourceError(f"the Kubernetes API answers {error.status}{HINTS.get(error.status, '')}") from error
-        except ValueError as error:
-            raise SourceError(NO_CONFIG_MAP) from error
+    def _check_watch(self) -> None:
+        """Error: SourceError, if what is known may be old."""
+        error, since = self.informer.error, self.informer.stale_since
+        if error is None:
+            return
+        is_young = since is not None and monotonic() - since < PATIENCE_S
+        if self.informer.synced.is_set() and isinstance(error, Unavailable) and is_young:
+            return
+        raise SourceError(_why(error)) from error
 
     def _document(self, data: dict[str, str]) -> Document:
         key = self.key or (self.usual_key if self.usual_key in data or len(data) != 1 else next(iter(data)))
         problem = "" if key in data else "the ConfigMap has no such key"
         return Document(f"{self.name}/{key}", data.get(key), problem)
+
+    def _tell(self, kind: str, found: dict[str, Any]) -> None:
+        if self._changed is not None:
+            self._changed()
+
+
+def _why(error: ApiError) -> str:
+    return FORBIDDEN if error.status == 403 else error.message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import orjson
 from grpc import aio
 
@@ -30,6 +32,9 @@ class ConsoleSource:
         self.channel: aio.Channel | None = None
 
     async def check(self) -> None:
+        pass
+
+    async def follow(self, changed: Callable[[], None]) -> None:
         pass
 
     async def close(self) -> None:

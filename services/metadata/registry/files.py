@@ -6,7 +6,7 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.kit.spec.tree import MOST_CHARACTERS
@@ -38,6 +38,9 @@ class FileSource:
 
     async def fetch(self, known: object | None) -> Snapshot | None:
         return await asyncio.to_thread(self._fetch, known)
+
+    async def follow(self, changed: Callable[[], None]) -> None:
+        pass
 
     async def close(self) -> None:
         pass

@@ -15,12 +15,14 @@ from typing import Generic
 import structlog
 
 from services.kit.clock import now
+from services.kit.lifecycle import background
 from services.kit.settings import Settings
 from services.kit.spec.catalog import Catalog, Profiles, Templates
 from services.kit.spec.documents import Problem, Read, T, read_profiles, read_templates
 from services.kit.spec.profile import Profile
 from services.kit.spec.template import Template
 from services.metadata import metrics
+from services.metadata.loop.rounds import attempt
 from services.metadata.registry.configmap import PREFIX, ConfigMapSource
 from services.metadata.registry.console import ConsoleSource
 from services.metadata.registry.files import FileSource
@@ -144,6 +146,7 @@ class Registry:
         self._models: tuple[str, ...] = ()
         self._renewed: list[Shelf[Template] | Shelf[Profile]] = []
         """What the catalog is made of."""
+        self._reloading = asyncio.Lock()
 
     @property
     def catalog(self) -> Catalog:
@@ -154,20 +157,29 @@ class Registry:
         """What the latest active templates serve, and when this process saw it first; by name."""
         return [(model, self._seen[model]) for model in self._models]
 
-    async def load(self) -> None:
-        """Read everything once. An outage of a source is no error. Error: ValueError, if a source can never work."""
+    async def check(self) -> None:
+        """Look at the settings. Error: ValueError, if a source can never work."""
         for collection in self._collections():
             await collection.source.check()
-        await self.reload()
+
+    async def follow(self) -> None:
+        """Let sources that can tell of changes do so, and take them over at once. Until cancelled."""
+        changed = asyncio.Event()
+        async with background(*(collection.source.follow(changed.set) for collection in self._collections())):
+            while True:
+                await changed.wait()
+                changed.clear()
+                await attempt(self.reload)
 
     async def reload(self) -> None:
-        """Take over what changed; cheap if nothing did."""
-        for collection in self._collections():
-            await collection.reload()
-        shelves = [collection.shelf for collection in self._collections()]
-        if any(shelf is not before for shelf, before in zip_longest(shelves, self._renewed)):
-            await asyncio.to_thread(self._renew)
-            self._renewed = shelves
+        """Take over what changed; cheap if nothing did. An outage of a source is no error."""
+        async with self._reloading:
+            for collection in self._collections():
+                await collection.reload()
+            shelves = [collection.shelf for collection in self._collections()]
+            if any(shelf is not before for shelf, before in zip_longest(shelves, self._renewed)):
+                await asyncio.to_thread(self._renew)
+                self._renewed = shelves
 
     async def close(self) -> None:
         for collection in self._collections():
@@ -189,11 +201,13 @@ class Registry:
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Registry]:
-    """A registry that is loaded. Error: ValueError, as of Registry and of its load."""
+    """A registry that is loaded, and follows its sources. Error: ValueError, as of Registry and of its check."""
     registry = Registry(settings)
     try:
-        await registry.load()
-        yield registry
+        await registry.check()
+        async with background(registry.follow()):
+            await registry.reload()
+            yield registry
     finally:
         await registry.close()
 

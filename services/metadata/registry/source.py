@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +45,9 @@ class Source(Protocol):
 
     async def fetch(self, known: object | None) -> Snapshot | None:
         """What is there now; None if its fingerprint is still `known`. Error: SourceError."""
+
+    async def follow(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever there is something new, until cancelled. A source that has to be asked returns at once."""
 
     async def close(self) -> None:
         """Let connections go. It may be used again."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import structlog
 
-from services.kit.errors import IllegalTransition, ServiceError
+from services.kit.errors import IllegalTransition, InvalidArgument, ServiceError
 from services.kit.ids import new_id
 from services.kit.settings import Settings
-from services.kit.spec.block import Block
+from services.kit.spec.block import Block, parse_block
 from services.kit.spec.catalog import Catalog
 from services.kit.spec.profile import BEST_EFFORT, MIB, UNBOUNDED_GB, Quota, Scheduling
 from services.kit.spec.resolved import Resolved, check_endpoint_supported, resolve
@@ -238,11 +238,13 @@ class BatchService:
         block = self._read_block(aibrix_json)
 
         async def work(tx: Tx) -> tuple[Batch, bool]:
-            batch = await batches.find(tx, project_id, id) if "\0" not in id else None
+            batch = await batches.find_locked(tx, project_id, id) if "\0" not in id else None
             if batch is None:
                 raise checks.missing("batch", id)
-            if batch.aibrix_json == aibrix_json and batch.compute_lost is None:
-                return batch, False
+            if batch.aibrix_json == aibrix_json:
+                return batch, False  # again, after a lost answer; should its compute be lost by now, it stays lost
+            if attempt_of(block) < attempt_of(known_block(batch)):
+                raise IllegalTransition("The batch has newer compute already.", state=batch.state)
             resolved = self._resolve(block, batch.endpoint)
             if block.target() not in requests.BUILT_IN_TARGETS:
                 requests.check_target(block.target(), await runners.list_targets(tx, self.memory))
@@ -286,6 +288,20 @@ def largest_quota(settings: Settings) -> Quota:
         max_input_size_mb=input_mb,
         max_output_size_gb=UNBOUNDED_GB,
     )
+
+
+def known_block(batch: Batch) -> Block:
+    """What the batch was made with; one that an earlier version accepted and this one cannot read says nothing."""
+    try:
+        return parse_block(batch.aibrix_json)
+    except InvalidArgument:
+        return Block()
+
+
+def attempt_of(block: Block) -> int:
+    """Which try of its job for compute a block is of: an earlier one comes from a planner that was taken over."""
+    attempt = (block.resource_allocation or {}).get("attempt")
+    return attempt if type(attempt) is int else 0
 
 
 def profile_window(scheduling: Scheduling) -> timedelta | None:

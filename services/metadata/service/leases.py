@@ -30,6 +30,7 @@ LONGEST_WAIT_MS = 60_000
 LONGEST_REST = timedelta(days=1)
 LONGEST_RUNTIME_STATE = 64 * 1024
 LONGEST_REASON = 4000
+MOST_ASKED = 1000
 # Seconds between two looks at the database while an acquirer waits: batches may become free on another replica.
 POLL_S = 1.0
 
@@ -63,6 +64,8 @@ class LeaseService:
         checks.required(runner_id=runner_id)
         checks.at_most("runner_id", runner_id, 255)
         checks.between("wait_ms", wait_ms, 0, LONGEST_WAIT_MS)
+        if batch_id and not await self.transactions.read(lambda tx: leases.find(tx, batch_id)):
+            raise checks.missing("batch", batch_id)
         until = monotonic() + wait_ms / 1000
         while True:
             rung = self.bells.to_lease.listen()
@@ -153,17 +156,29 @@ class LeaseService:
 
         await self.transactions.write(work)
 
-    async def release_lease(self, batch_id: str, token: int, *, reason: str, retry_after_ms: int) -> None:
+    async def release_lease(
+        self, batch_id: str, token: int, *, reason: str, retry_after_ms: int, handed_over: bool = False
+    ) -> None:
         checks.between("retry_after_ms", retry_after_ms, 0, milliseconds(LONGEST_REST))
 
         async def work(tx: Tx) -> Batch | None:
-            return await leases.release(tx, batch_id, token, timedelta(milliseconds=retry_after_ms))
+            rest = timedelta(milliseconds=retry_after_ms)
+            return await leases.release(tx, batch_id, token, rest, handed_over=handed_over)
 
         if await self.transactions.write(work):
             log.info(
                 "lease handed back", batch_id=batch_id, token=token, reason=reason[:256], retry_after_ms=retry_after_ms
             )
             self.bells.to_lease.ring()
+
+    async def list_ended(self, batch_ids: Sequence[str]) -> list[str]:
+        if len(batch_ids) > MOST_ASKED:
+            raise InvalidArgument(f"at most {MOST_ASKED} batches at once", param="batch_ids")
+
+        async def look(tx: Tx) -> list[str]:
+            return await leases.ended(tx, batch_ids)
+
+        return await self.transactions.read(look)
 
     async def lose_compute(self, batch_id: str, token: int, *, reason: str) -> None:
         checks.no_nul(reason=reason)
@@ -172,8 +187,9 @@ class LeaseService:
         async def work(tx: Tx) -> Batch | None:
             return await leases.lose_compute(tx, batch_id, token, why)
 
-        if await self.transactions.write(work):
-            log.warning("batch waits for other compute", batch_id=batch_id, token=token)
+        if batch := await self.transactions.write(work):
+            needs_other = batch.compute_lost is not None
+            log.warning("batch lost its compute", batch_id=batch_id, token=token, needs_other=needs_other)
             self.bells.to_lease.ring()
 
 

@@ -13,6 +13,13 @@ from services.kit.settings import Templates
 from services.kit.spec.block import EXTERNAL, Block, dotted, parse_block
 from services.kit.spec.catalog import unknown
 from services.kit.spec.external import parse_external
+from services.kit.spec.kubernetes import (
+    KUBERNETES,
+    KUBERNETES_JOB,
+    KUBERNETES_TARGETS,
+    check_kubernetes,
+    parse_kubernetes,
+)
 from services.kit.spec.local import parse_local
 from services.kit.spec.resolved import ResolvedTemplate
 from services.kit.spec.ssh import SSH_TARGETS, check_ssh_engine, parse_ssh
@@ -23,7 +30,7 @@ from services.metadata.validation import ENDPOINTS
 LOCAL = "Local"
 SPEC = ("aibrix", "model_template", "spec")
 OVERRIDES = ("aibrix", "model_template", "overrides")
-BUILT_IN_TARGETS = (EXTERNAL, "Kubernetes", "KubernetesJob", "LambdaCloud", LOCAL, "RunPod")
+BUILT_IN_TARGETS = (EXTERNAL, KUBERNETES, KUBERNETES_JOB, "LambdaCloud", LOCAL, "RunPod")
 LARGEST_BLOCK = 1024 * 1024
 
 
@@ -61,16 +68,17 @@ def read_block(text: str | None, *, has_default: bool, inline_flags: Literal["li
     elif block.target() in SSH_TARGETS:
         # The host may be missing: the planner's draft does not know the machine yet.
         parse_ssh(block.target(), block.options(), flags=inline_flags)
+    elif block.target() in KUBERNETES_TARGETS:
+        parse_kubernetes(block.target(), block.options())
+        require_template(block)
     return block
 
 
 def require_template(block: Block) -> None:
     if block.model_template is None:
         param = "aibrix.model_template"
-        message = (
-            f"Missing required parameter: '{param}'. Target '{LOCAL}' starts the engine of a template, or the operator's "
-            "command that runtime.options.command names."
-        )
+        message = f"Missing required parameter: '{param}'. Target '{block.target()}' starts the engine of a template"
+        message += ", or the operator's command that runtime.options.command names." if block.target() == LOCAL else "."
         raise InvalidArgument(message, param=param, code="missing_required_parameter")
 
 
@@ -85,9 +93,12 @@ def check_engine(block: Block, template: ResolvedTemplate, limits: Templates) ->
     spec, type = template.spec, template.spec.engine.type
     if block.target() in SSH_TARGETS:
         check_ssh_engine(type)
-    starts_here = block.target() == LOCAL and parse_local(block.options()).command is None
-    if starts_here:
+    on_kubernetes = block.target() in KUBERNETES_TARGETS
+    starts_it = on_kubernetes or (block.target() == LOCAL and parse_local(block.options()).command is None)
+    if starts_it:
         engines.adapter_of(spec)
+    if on_kubernetes:
+        check_kubernetes(spec)
     if limits.inline_flags == "listed":
         check_known_engine(template)
         changed = (template.overrides or {}).get("engine_args", {})
@@ -98,7 +109,7 @@ def check_engine(block: Block, template: ResolvedTemplate, limits: Templates) ->
             engines.check_listed_args(type, given_args(spec), (*SPEC, "engine_args"))
             engines.check_listed_model(type, spec.model_source, (*SPEC, "model_source"))
             engines.check_listed_flags(type, spec.engine.serve_args, (*SPEC, "engine", "serve_args"))
-    if starts_here:
+    if starts_it:
         engines.check_renderable(spec, served_model=block.model)
 
 

@@ -55,6 +55,12 @@ async def find(tx: Tx, project_id: str, id: str) -> Batch | None:
     return as_batch(row) if row else None
 
 
+async def find_locked(tx: Tx, project_id: str, id: str) -> Batch | None:
+    """As `find`; nobody changes it until this transaction ends."""
+    row = await tx.find(one(project_id, id).with_for_update())
+    return as_batch(row) if row else None
+
+
 async def page(tx: Tx, project_id: str, after: str | None, limit: int) -> Sequence[Batch]:
     """Batches, newest first, behind the one that `after` names; nothing if that one is unknown."""
     statement = sa.select(*COLUMNS).where(t.c.project_id == project_id)

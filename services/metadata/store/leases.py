@@ -18,10 +18,13 @@ LEASABLE = (BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING
 SOON = timedelta(hours=1)
 
 
+def unheld(now: datetime) -> sa.ColumnElement[bool]:
+    return sa.or_(t.c.lease_owner.is_(None), t.c.lease_expire_time <= now)
+
+
 def free(now: datetime) -> sa.ColumnElement[bool]:
     """Nobody holds it, and nobody asked to let it rest."""
-    unheld = sa.or_(t.c.lease_owner.is_(None), t.c.lease_expire_time <= now)
-    return sa.and_(unheld, sa.or_(t.c.not_before_time.is_(None), t.c.not_before_time <= now))
+    return sa.and_(unheld(now), sa.or_(t.c.not_before_time.is_(None), t.c.not_before_time <= now))
 
 
 def has_compute(now: datetime) -> sa.ColumnElement[bool]:
@@ -36,7 +39,7 @@ def closing(now: datetime) -> sa.ColumnElement[bool]:
 def candidates(now: datetime, targets: Sequence[str], batch_id: str) -> sa.Select[Any]:
     """Batches that a runner may lease, best first: to be closed, priority, near the deadline, fair, deadline.
 
-    Any runner closes or finalizes a batch for which nothing is launched: that takes no runtime.
+    With `batch_id` this one only, also while it rests: it may rest so that this very runner gets it. Any runner closes or finalizes a batch for which nothing is launched: that takes no runtime.
     """
     ending = sa.or_(closing(now), t.c.state == BatchState.FINALIZING)
     runnable = sa.or_(t.c.target.in_(targets), sa.and_(ending, t.c.runtime_json.is_(None)))
@@ -47,11 +50,8 @@ def candidates(now: datetime, targets: Sequence[str], batch_id: str) -> sa.Selec
         .where(held.c.project_id == t.c.project_id, held.c.lease_expire_time > now)
         .scalar_subquery()
     )
-    found = sa.select(t.c.id).where(
-        t.c.state.in_(LEASABLE), t.c.index_key.is_not(None), free(now), has_compute(now), runnable
-    )
-    if batch_id:
-        found = found.where(t.c.id == batch_id)
+    found = sa.select(t.c.id).where(t.c.state.in_(LEASABLE), t.c.index_key.is_not(None), has_compute(now), runnable)
+    found = found.where(t.c.id == batch_id, unheld(now)) if batch_id else found.where(free(now))
     return found.order_by(
         sa.case((closing(now), 0), else_=1),
         t.c.priority.desc(),
@@ -127,17 +127,24 @@ async def renew(tx: Tx, id: str, token: int, ttl: timedelta, **values: Any) -> B
     return await set_held(tx, id, token, lease_expire_time=tx.now + ttl, **values)
 
 
-async def release(tx: Tx, id: str, token: int, rest: timedelta) -> Batch | None:
+async def release(tx: Tx, id: str, token: int, rest: timedelta, *, handed_over: bool = False) -> Batch | None:
     """End a lease, and let the batch rest; None if the token is not current."""
     free_at = tx.now + rest if rest else None
-    said = {"phase": "", "in_flight": 0}
+    said: dict[str, Any] = {"phase": "", "in_flight": 0}
+    if handed_over:
+        said["attempt"] = 0
     return await set_held(tx, id, token, lease_owner=None, lease_expire_time=None, not_before_time=free_at, **said)
 
 
 async def lose_compute(tx: Tx, id: str, token: int, why: str) -> Batch | None:
-    """End a lease, and let the batch rest until it has other compute; None if the token is not current."""
+    """End a lease, and let the batch rest until it has other compute; None if the token is not current.
+
+    With every line committed it needs none: who comes next only puts the results together.
+    """
+    is_left = t.c.completed_count + t.c.failed_count < t.c.total_count
     forget = {"lease_owner": None, "lease_expire_time": None, "not_before_time": None, "runtime_json": None}
-    return await set_held(tx, id, token, compute_lost=why, phase="", in_flight=0, **forget)
+    lost = sa.case((is_left, why), else_=sa.null())
+    return await set_held(tx, id, token, compute_lost=lost, phase="", in_flight=0, **forget)
 
 
 async def count_waiting(tx: Tx) -> int:
@@ -151,3 +158,9 @@ async def count_held(tx: Tx) -> int:
     """How many leases are held now."""
     held = sa.select(sa.func.count()).select_from(t).where(t.c.state.in_(LIVE), t.c.lease_expire_time > tx.now)
     return int(await tx.scalar(held))
+
+
+async def ended(tx: Tx, ids: Sequence[str]) -> list[str]:
+    """Those of these batches that have ended."""
+    found = sa.select(t.c.id).where(t.c.id.in_(ids), t.c.state.not_in(LIVE))
+    return [row.id for row in await tx.rows(found)]

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Any, ClassVar
 
 import aiohttp
-import yaml
 
+from services.kit.kubernetes.connect import Connect, connect
+from services.kit.kubernetes.errors import NoCredentials
 from services.kit.settings import Settings
 from services.planner.domain import Machine, Offer, ProvisionSpec
 from services.planner.resource_manager.base import Gone, Order, Pending, Probe, ProviderError, Ready
 from services.planner.resource_manager.choice import group_of
 
 TIMEOUT_S = 10.0
-POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # What a quota may bound, per kind of offer. Extended resources can only be bounded by their requests.
 GPUS = "requests.nvidia.com/gpu"
 PODS = ("pods", "count/pods")
@@ -26,33 +25,11 @@ PODS = ("pods", "count/pods")
 UNBOUNDED = 100_000
 SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
-Connect = Callable[[], Awaitable[tuple[Any, str]]]
-"""Makes a kubernetes.aio.client.ApiClient (the package has no types), and says which namespace is ours."""
 
+def _kubernetes() -> Any:
+    from kubernetes.aio import client
 
-async def connect() -> tuple[Any, str]:
-    """With the credentials and the namespace of the pod, else with those of the kubeconfig. Error: ProviderError."""
-    # Imported here: it takes a second, and few need it.
-    client, config = await asyncio.to_thread(_kubernetes)
-    configuration = client.Configuration()
-    try:
-        await asyncio.to_thread(config.load_incluster_config, client_configuration=configuration)
-        namespace = (await asyncio.to_thread(POD_NAMESPACE.read_text)).strip()
-    except (config.ConfigException, OSError):
-        try:
-            await config.load_kube_config(client_configuration=configuration, persist_config=False)
-            _, current = await asyncio.to_thread(config.list_kube_config_contexts)
-            namespace = current["context"].get("namespace") or "default"
-        except (config.ConfigException, OSError, ValueError, LookupError, yaml.YAMLError) as error:
-            message = "there are credentials of neither a pod nor a kubeconfig"
-            raise ProviderError("InvalidCredential", message, retryable=False) from error
-    return await asyncio.to_thread(client.ApiClient, configuration), namespace  # it reads certificates
-
-
-def _kubernetes() -> tuple[Any, Any]:
-    from kubernetes.aio import client, config
-
-    return client, config
+    return client
 
 
 @dataclass(frozen=True)
@@ -156,12 +133,14 @@ class Kubernetes:
                     if self.client is None:
                         self.client, self.namespace = await self.connect()
                 return await self._call(what, method)
+        except NoCredentials as error:
+            raise ProviderError("InvalidCredential", error.message, retryable=False) from error
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             message = f"the Kubernetes API does not answer: {type(error).__name__}"
             raise ProviderError("ProviderUnavailable", message, retryable=True) from error
 
     async def _call(self, what: str, method: Callable[[Any], Any]) -> Any:
-        client, _ = _kubernetes()
+        client = _kubernetes()
         try:
             return await method(client.CoreV1Api(self.client))(self.namespace, _request_timeout=TIMEOUT_S)
         except client.ApiException as error:

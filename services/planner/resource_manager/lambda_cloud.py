@@ -112,6 +112,8 @@ class LambdaCloud:
             return Pending(instance.status, now)
         if not now.host:
             return Pending("active, without an address", now)
+        if not now.host_key:  # without it, whoever answers at the address could pass for the machine
+            return Pending("its host key is not known", now)
         return await self._health(now)
 
     async def release(self, machine: Machine) -> bool:

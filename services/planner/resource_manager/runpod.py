@@ -153,9 +153,11 @@ class RunPod:
         if not said.host_key:
             if time.monotonic() < answered + HOST_KEY_S:
                 return Pending("its host key is not in its log yet", waiting)
-            log.warning("no host key in the pod's log: the first one that is seen has to be trusted", pod=ready.id)
+            if not ready.host_key:
+                log.warning("no host key in the pod's log: the first one that is seen has to be trusted", pod=ready.id)
         self._answered.pop(ready.id, None)
-        return Ready(replace(ready, host_key=said.host_key))
+        # A key that it said before is still expected: a pod that moved keeps its own.
+        return Ready(replace(ready, host_key=said.host_key or ready.host_key))
 
 
 def _offers(gpu: Gpu, cloud: str, data_centers: Sequence[str]) -> Iterator[Offer]:

@@ -67,6 +67,12 @@ class Batch:
     def has_results(self) -> bool:
         return self.completed_count + self.failed_count > 0
 
+    @property
+    def needs_compute(self) -> bool:
+        """Whether lines may be left to run. To end a batch, or to put its results together, takes no machine."""
+        is_done = self.has_results and self.completed_count + self.failed_count >= self.total_count
+        return self.state in ("VALIDATING", "IN_PROGRESS") and not is_done
+
 
 class Batches:
     """Raises the errors of kit.errors: InvalidArgument, NotFound, Unavailable, ..."""

@@ -9,7 +9,7 @@ from services.kit.transactions import Tx
 from services.planner.domain import Provision
 from services.planner.service.batches import Batches
 from services.planner.service.changes import Change, failed, later, moved, plain
-from services.planner.service.compute import Compute, Situation
+from services.planner.service.compute import BATCH_LOOK_S, Compute, Situation
 from services.planner.service.resources import ResourceManager
 from services.planner.service.runtime import Runtimes, block_for, compute_for, draft_block
 from services.planner.states import JobEvent, ProvisionState
@@ -19,6 +19,7 @@ from services.planner.store.jobs import Held
 
 # What is wrong with a request stays wrong.
 FINAL = (InvalidArgument, NotFound, AlreadyExists)
+NEEDS_NONE = Line("The batch needs no other compute", source="metadata")
 LATE = "The deadline of the job passed before its batch was made."
 
 
@@ -35,9 +36,32 @@ class Before:
     async def queued(self, held: Held) -> Change:
         if held.is_late:
             return late(held)
-        if held.validated:
+        if not held.validated:
+            return await self._check_input(held)
+        if held.job.batch_id is None:
             return Change(values={"rest_until_time": None}, due=held.job.expires_time)
-        return await self._check_input(held)
+        return await self._queued_again(held)
+
+    async def _queued_again(self, held: Held) -> Change:
+        """Its batch waits with it for other compute, and may end meanwhile."""
+        if await self._needs_none(held):
+            return off(NEEDS_NONE)
+        until = held.rest_until_time
+        if until is None:
+            return later(held, BATCH_LOOK_S)
+        if until <= held.now:
+            return later(held, BATCH_LOOK_S, rest_until_time=None)
+        return later(held, min(BATCH_LOOK_S, (until - held.now).total_seconds()))
+
+    async def _needs_none(self, held: Held) -> bool:
+        """Whether the job's batch goes on, or ends, without a machine: somebody cancelled it, or its machine was not lost."""
+        if held.job.batch_id is None:
+            return False
+        try:
+            batch = await self.batches.get(held.job.project_id, held.job.batch_id)
+        except NotFound:
+            return True
+        return not batch.needs_compute
 
     async def _check_input(self, held: Held) -> Change:
         """Metadata reads the whole input: nothing is spent on one that is wrong."""
@@ -80,6 +104,8 @@ class Before:
         now = await self.compute.situation(held, turn=True)
         if over := self.compute.over_budget(held, now):
             return over
+        if await self._needs_none(held):
+            return off(NEEDS_NONE)
         if now.is_lost:
             return ending(held, await self.compute.after_failure(held, now))
         assert now.provision is not None
@@ -122,7 +148,7 @@ class Before:
     def block(self, held: Held, now: Situation) -> str:
         """Error: InvalidArgument."""
         assert now.provision is not None
-        return block_for(held.job, now.provision, self.runtimes)
+        return block_for(held.job, now.provision, self.runtimes, held.attempt)
 
     async def _no_machine(self, held: Held, now: Situation) -> Change:
         if held.job.batch_id is None and (batch := await self.batches.find(held.job, held.key)):

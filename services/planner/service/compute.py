@@ -11,12 +11,14 @@ from services.planner.domain import Provision
 from services.planner.service.changes import Change, failed, moved
 from services.planner.service.costs import cost_of
 from services.planner.states import JobEvent, ProvisionState
-from services.planner.store import costs, plans, provisions
+from services.planner.store import costs, events, plans, provisions
 from services.planner.store.events import Line
 from services.planner.store.jobs import Held
 
 BUDGET_EXCEEDED = "budget_exceeded"
 COMPUTE_LOST = "compute_lost"
+# What the timeline says of each machine that another one is asked for.
+LOST = "Compute was lost, asking for other"
 # Failures before there was a machine: they cost nothing, and may pass with time.
 FREE_CODES = ("NoCapacity", "QuotaExceeded", "ProviderUnavailable")
 # Why there is no compute, as a provision and a job say it.
@@ -29,6 +31,8 @@ MOST_ASKED = 1000
 # Seconds until compute is asked for again where there was none, and none was given back: twice as long after every try.
 FIRST_PAUSE_S = 15.0
 LONGEST_PAUSE_S = 1800.0
+# Seconds between two looks at the batch of a job that is back in the queue.
+BATCH_LOOK_S = 15.0
 GOING = (ProvisionState.PENDING, ProvisionState.PROVISIONING, ProvisionState.RUNNING)
 # What belongs to one try, and is gone with it. A batch that has not ended stays: it goes on from what is committed.
 FRESH = {
@@ -105,8 +109,10 @@ class Compute:
         if provision is not None and code in FREE_CODES:
             if provision.retryable and held.attempt < MOST_ASKED:
                 return requeued(held, "No compute yet", message, pause(held.attempt))
-        elif (provision is None or provision.retryable or not provision.error_code) and not await self._used_up(held):
-            return replanned(held, "Compute was lost, asking for other", message)
+        elif provision is None or provision.retryable or not provision.error_code:
+            if not await self._used_up(held):
+                return replanned(held, LOST, message)
+            message = await self._all_lost(held, message)
         return failed(JobEvent.FAIL_RESOURCE, code, message, label="No compute", source="resource_manager")
 
     async def _used_up(self, held: Held) -> bool:
@@ -114,6 +120,16 @@ class Compute:
             return await plans.count_failures(tx, held, FREE_CODES)
 
         return await self.transactions.read(work) >= MOST_MACHINES or held.attempt >= MOST_ASKED
+
+    async def _all_lost(self, held: Held, last: str) -> str:
+        """Why each machine of the job was lost. What follows a reason's first line stands in the timeline."""
+
+        async def work(tx: Tx) -> list[str]:
+            return await events.list_messages(tx, held.job.id, LOST)
+
+        whys = [why.partition("\n")[0] for why in [*await self.transactions.read(work), last]]
+        shown = "; ".join(f"({number}) {why}" for number, why in enumerate(whys, start=1))
+        return f"{len(whys)} machines were lost, and that is the most: {shown}"
 
 
 def reason(provision: Provision | None) -> tuple[str, str]:
@@ -138,4 +154,5 @@ def requeued(held: Held, label: str, message: str, seconds: float) -> Change:
     """Back to the queue: the policy sees it again after so many seconds, or when compute was given back."""
     until = min(held.now + timedelta(seconds=seconds), held.job.expires_time)
     move = (JobEvent.REQUEUE, Line(label, message, "resource_manager"))
-    return Change(moves=(move,), values=FRESH | {"rest_until_time": until}, due=until)
+    look = until if held.job.batch_id is None else min(until, held.now + timedelta(seconds=BATCH_LOOK_S))
+    return Change(moves=(move,), values=FRESH | {"rest_until_time": until}, due=look)

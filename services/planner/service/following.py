@@ -76,7 +76,7 @@ class Following:
             return await self._ended(held, batch, now)
         if stop := await self._must_stop(held, now):
             return stop
-        if now.is_lost or batch.compute_lost is not None:
+        if (now.is_lost or batch.compute_lost is not None) and batch.needs_compute:
             return await self._lost(held, batch, now)
         return await self._went_on(held, batch)
 
@@ -108,7 +108,7 @@ class Following:
 
     async def _lost(self, held: Held, batch: Batch, now: Situation) -> Change:
         """Its block names a machine that is gone: it goes on with another one, from what is committed, unless it ends."""
-        if batch.state == "CANCELLING" or held.is_late:
+        if held.is_late:
             return later(held, self.poll_s, **progress(held, batch))
         why = batch.compute_lost or ""
         change = ending(held, await self.compute.after_failure(held, now, why))
@@ -118,7 +118,7 @@ class Following:
         return replace(change, values={**progress(held, batch), **change.values})
 
     async def _ended(self, held: Held, batch: Batch, now: Situation) -> Change:
-        if batch.state in ("CANCELLED", "FAILED") and now.is_lost:
+        if batch.state == "FAILED" and now.is_lost:
             return await self._ended_with_its_compute(held, batch, now)
         moves, values = self._ending(held, batch)
         ran = (MOVES["IN_PROGRESS"][1:],) if batch.has_run and held.job.status is JobState.VALIDATING else ()

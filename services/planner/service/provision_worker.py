@@ -264,8 +264,9 @@ class Worker:
         now = await ask(provider.name, provider.probe(machine))
         if isinstance(now, Gone):
             return now
-        # Whatever it answers, this is the machine that we asked about.
-        seen = replace(now.machine, id=machine.id, name=machine.name)
+        # Whatever it answers, this is the machine that we asked about, and a host key that was known is not forgotten.
+        host_key = now.machine.host_key or machine.host_key
+        seen = replace(now.machine, id=machine.id, name=machine.name, host_key=host_key)
         if isinstance(now, Ready) and provider.target in SSH_TARGETS and not seen.host:
             return Pending("it is said to run, and has no address", seen)
         return replace(now, machine=seen)

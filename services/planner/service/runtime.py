@@ -66,8 +66,9 @@ def compute_spec(spec: TemplateSpec, request: ResourceRequest) -> ProvisionSpec:
     )
 
 
-def block_for(job: Job, provision: Provision, runtimes: Runtimes) -> str:
-    """What is submitted, as JSON. Error: InvalidArgument, if engine_args cannot be rendered."""
+def block_for(job: Job, provision: Provision, runtimes: Runtimes, attempt: int) -> str:
+    """What is submitted, as JSON. `attempt`: which try for compute it is; metadata takes none that is older than the one
+    it has. Error: InvalidArgument, if engine_args cannot be rendered."""
     details = {
         "provider": provision.provider,
         "region": provision.region,
@@ -78,7 +79,7 @@ def block_for(job: Job, provision: Provision, runtimes: Runtimes) -> str:
     }
     machine = provision.machines[0] if provision.machines else Machine()
     said = {name: value for name, value in details.items() if value}
-    allocation: dict[str, Any] = {"provision_id": provision.id, "resource_details": [said]}
+    allocation: dict[str, Any] = {"provision_id": provision.id, "attempt": attempt, "resource_details": [said]}
     if runtimes.keep_engine_s and provision.provider != STATIC:
         allocation["keep_engine_seconds"] = runtimes.keep_engine_s
     return _block(job, _runtime(job, provision.provider, machine, runtimes), allocation)

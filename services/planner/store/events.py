@@ -74,6 +74,12 @@ async def list_all(tx: Tx, job_id: str) -> list[TimelineEntry]:
     return [TimelineEntry(**row) for row in found]
 
 
+async def list_messages(tx: Tx, job_id: str, label: str) -> list[str]:
+    """What the lines with this label say, oldest first."""
+    wanted = sa.select(t.c.message).where(t.c.job_id == job_id, t.c.label == label)
+    return [row["message"] for row in await tx.rows(wanted.order_by(t.c.id))]
+
+
 async def last(tx: Tx, job_id: str) -> Line | None:
     """The newest line of a job."""
     wanted = sa.select(t.c.label, t.c.message, t.c.source).where(t.c.job_id == job_id)

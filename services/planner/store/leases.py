@@ -83,7 +83,9 @@ async def wake_resting(tx: Tx) -> int:
     ids = [row["id"] for row in await tx.rows(resting)]
     if not ids:
         return 0
-    return await tx.run(t.update().where(t.c.id.in_(ids)).values(rest_until_time=None, due_time=t.c.expires_time))
+    # One with a batch is looked at now and then all the same.
+    due_time = sa.case((t.c.batch_id.is_(None), t.c.expires_time), else_=t.c.due_time)
+    return await tx.run(t.update().where(t.c.id.in_(ids)).values(rest_until_time=None, due_time=due_time))
 
 
 async def let_go_all(tx: Tx, owner: str, ids: Iterable[str]) -> int:

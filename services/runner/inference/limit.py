@@ -8,6 +8,7 @@ faster the longer nothing happens.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 from services.kit.spec.client import ClientPolicy
@@ -24,6 +25,36 @@ FASTEST = 0.5
 QUIET_FLIGHTS = 20
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a request that was answered tells besides that."""
+
+    now: float
+    """Seconds on the monotonic clock, when the answer was there."""
+    latency_s: float
+    prompt_tokens: int = 0
+    """As the engine counts them in `usage`; 0: it does not say."""
+    completion_tokens: int = 0
+    ttft_s: float | None = None
+    """Until the first token, where the answer was streamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetrics:
+    """One look at the engine's own metrics. None: this engine does not show it. Counters only grow, but for a restart."""
+
+    running: int
+    waiting: int
+    kv_usage: float | None = None
+    """Share of the KV cache that running requests hold, 0 to 1."""
+    preemptions: int | None = None
+    """Counter of requests that lost their KV cache and are computed again."""
+    generation_tokens: float | None = None
+    """Counter of tokens generated."""
+    prompt_tokens: float | None = None
+    """Counter of prompt tokens, those from the prefix cache included."""
+
+
 class Controller(Protocol):
     """Told about every request that ends; asked before every request that starts."""
 
@@ -32,16 +63,23 @@ class Controller(Protocol):
 
     def limit(self) -> int: ...
 
-    def on_success(self, sent: int, in_flight: int) -> None:
+    def on_success(self, sent: int, in_flight: int, sample: Sample | None = None) -> None:
         """The request with sequence number `sent` was answered; `in_flight` counts it still."""
         ...
 
-    def on_overload(self, sent: int, last_sent: int, now: float) -> None:
-        """The engine refused the request `sent`, or let it die, at second `now`; `last_sent` is the newest request."""
+    def on_overload(self, sent: int, last_sent: int, now: float, in_flight: int | None = None) -> None:
+        """The engine refused the request `sent`, or let it die, at second `now`; `last_sent` is the newest request.
+
+        `in_flight` counts the request still.
+        """
         ...
 
     def on_ignore(self) -> None:
         """It ended in a way that says nothing about load."""
+        ...
+
+    def on_metrics(self, metrics: EngineMetrics, in_flight: int, now: float) -> None:
+        """What the engine's metrics said at second `now`; never called for an engine without."""
         ...
 
 
@@ -55,13 +93,16 @@ class Fixed:
     def limit(self) -> int:
         return self._limit
 
-    def on_success(self, sent: int, in_flight: int) -> None:
+    def on_success(self, sent: int, in_flight: int, sample: Sample | None = None) -> None:
         """The limit does not move."""
 
-    def on_overload(self, sent: int, last_sent: int, now: float) -> None:
+    def on_overload(self, sent: int, last_sent: int, now: float, in_flight: int | None = None) -> None:
         """The limit does not move."""
 
     def on_ignore(self) -> None:
+        """The limit does not move."""
+
+    def on_metrics(self, metrics: EngineMetrics, in_flight: int, now: float) -> None:
         """The limit does not move."""
 
 
@@ -82,7 +123,7 @@ class Adaptive:
     def limit(self) -> int:
         return int(self._value)
 
-    def on_success(self, sent: int, in_flight: int) -> None:
+    def on_success(self, sent: int, in_flight: int, sample: Sample | None = None) -> None:
         if sent <= self._newest_at_cut:
             return  # it was sent under an earlier limit
         self._count()
@@ -93,7 +134,7 @@ class Adaptive:
         self._value = min(self._ceiling, self._value + self._growth())
         self.reason = "climbing" if self._climbing else "recovering"
 
-    def on_overload(self, sent: int, last_sent: int, now: float) -> None:
+    def on_overload(self, sent: int, last_sent: int, now: float, in_flight: int | None = None) -> None:
         if sent <= self._newest_at_cut:
             return
         self._refused += 1
@@ -111,6 +152,9 @@ class Adaptive:
 
     def on_ignore(self) -> None:
         """A broken answer is no sign of load."""
+
+    def on_metrics(self, metrics: EngineMetrics, in_flight: int, now: float) -> None:
+        """It does not use them."""
 
     def _growth(self) -> float:
         if self._climbing:

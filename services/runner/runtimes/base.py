@@ -7,7 +7,7 @@ lease before it relies on it, so that the next holder finds the same engine agai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -54,6 +54,8 @@ class Spec:
     """Batches of one kind may use one engine, one after the other. None: this one shares with nobody."""
     keep_s: float = 0.0
     """How long the engine may wait for the next batch of its kind."""
+    expire_time: float | None = None
+    """When the batch's window ends, in Unix seconds."""
     previous: Handle | None = None
     """For `launch`: the last allocation of this batch, which is given back, as far as that could be done."""
 
@@ -67,6 +69,8 @@ class Pending:
     """One word for the batch's status, such as `loading`."""
     handle: Handle | None = None
     """What the handle is from now on, if that changed: saved before the next call."""
+    counts: bool = True
+    """Whether this time counts as the engine's, which has `ready_timeout_seconds`. What does not, the runtime ends itself."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,20 @@ class Gone:
     """The machine is what failed: nothing more is launched on it."""
 
 
-Probe = Pending | Ready | Gone
+@dataclass(frozen=True)
+class HandOver:
+    """Nothing is left to do for this runner: a process that the runtime started asks for the batch by its id, now or later.
+
+    So the lease is handed back. Should nobody take it within `rest_s` seconds, a runner comes and looks again.
+    """
+
+    detail: str
+    rest_s: float
+    queued: bool = False
+    """It waits for its turn, which may last. Otherwise that process is ready, and should take the batch soon."""
+
+
+Probe = Pending | Ready | Gone | HandOver
 
 
 class RuntimeFailed(Exception):
@@ -147,6 +164,26 @@ class Explaining(Protocol):
     async def explain(self, handle: Handle) -> str:
         """The last lines of its log, without secrets. Empty: nothing is known."""
         ...
+
+
+@runtime_checkable
+class Alerting(Protocol):
+    """A power that a runtime may have: to say at once that something changed, while others are asked every few seconds."""
+
+    def alert(self, handle: Handle, wake: Callable[[], None] | None) -> None:
+        """Call `wake` whenever `probe` may say something else than before; None: no longer."""
+        ...
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A power that a runtime may have: what it starts can be reached, and ended, by any runner.
+
+    So what `list` finds may belong to another runner, and is released only once its batch has ended. Handles have the
+    batch's id as `key`.
+    """
+
+    shared_by_runners: ClassVar[Literal[True]]
 
 
 @runtime_checkable

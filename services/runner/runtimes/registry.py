@@ -18,6 +18,8 @@ GROUP = "aibrix_batch.runtimes"
 # tests/contracts/test_runtime.py, which every runtime passes.
 RUNTIMES = {
     "External": "services.runner.runtimes.external:External",
+    "Kubernetes": "services.runner.runtimes.kubernetes.workloads:Kubernetes",
+    "KubernetesJob": "services.runner.runtimes.kubernetes.workloads:KubernetesJob",
     "LambdaCloud": "services.runner.runtimes.lambda_cloud:LambdaCloud",
     "Local": "services.runner.runtimes.local:Local",
     "RunPod": "services.runner.runtimes.runpod:RunPod",

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import asyncssh
 
 from services.kit.clock import monotonic
-from services.kit.settings import Ssh
+from services.kit.runtime_settings import Ssh
 from services.kit.spec.addresses import AddressPolicy, as_address, is_public, unwrapped
-from services.kit.ssh.commands import Finished, TimedOut, run
+from services.kit.ssh.commands import Finished, NoShell, TimedOut, run
 from services.kit.ssh.connect import (
     LoginDenied,
     Patience,
@@ -57,7 +57,7 @@ class Machine:
             self._connection = None
             until = monotonic() + (WINDOW_S if window_s is None else window_s)
             self._connection = await connect(self._target, self._key, self._patience, until=until)
-        self._reached, self._broken_since, self._denied_since = True, None, None
+        self._reached, self._denied_since = True, None
         return self._connection
 
     async def call(
@@ -70,7 +70,10 @@ class Machine:
     ) -> Finished:
         """Error: SshError."""
         connection = await self.connection()
-        return await run(connection, script, arguments, variables=variables, timeout_s=timeout_s)
+        finished = await run(connection, script, arguments, variables=variables, timeout_s=timeout_s)
+        # Not before: a machine that lets us in and then does nothing for us is not reached.
+        self._broken_since = None
+        return finished
 
     def close(self) -> None:
         if self._connection is not None:
@@ -87,8 +90,8 @@ class Machine:
             return self._wrong(error)
         if isinstance(error, LoginDenied):
             return self._denied(error)
-        assert isinstance(error, Refused)
-        return Gone(error.why, retryable=False)
+        assert isinstance(error, Refused | NoShell)
+        return Gone(error.why, retryable=isinstance(error, NoShell))
 
     def _unreachable(self, error: SshError) -> Pending | Gone:
         now = monotonic()

@@ -12,7 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from services.kit.settings import External, Settings, Ssh
+from services.kit.runtime_settings import External, Ssh
+from services.kit.settings import Settings
 from services.kit.spec.block import parse_block
 from services.runner.runtimes.base import Gone, Handle, Pending, Probe, Ready, Runtime, Spec
 from services.runner.runtimes.lambda_cloud import LambdaCloud

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from services.kit.settings import External
+from services.kit.runtime_settings import External
 from services.kit.ssh.keys import HostKey
 from services.runner.runtimes.base import Pending, RuntimeFailed
 from services.runner.runtimes.runpod import RunPod

@@ -86,6 +86,11 @@ class LeaseServiceStub:
                 request_serializer=brix_dot_metadata_dot_v1_dot_leases__pb2.LoseComputeRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.ListEnded = channel.unary_unary(
+                '/brix.metadata.v1.LeaseService/ListEnded',
+                request_serializer=brix_dot_metadata_dot_v1_dot_leases__pb2.ListEndedRequest.SerializeToString,
+                response_deserializer=brix_dot_metadata_dot_v1_dot_leases__pb2.ListEndedResponse.FromString,
+                _registered_method=True)
 
 
 class LeaseServiceServicer:
@@ -166,6 +171,13 @@ class LeaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEnded(self, request, context):
+        """Which of these batches have ended: nothing may be left running for them. Batches that nobody knows are not named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LeaseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -213,6 +225,11 @@ def add_LeaseServiceServicer_to_server(servicer, server):
                     servicer.LoseCompute,
                     request_deserializer=brix_dot_metadata_dot_v1_dot_leases__pb2.LoseComputeRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ListEnded': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEnded,
+                    request_deserializer=brix_dot_metadata_dot_v1_dot_leases__pb2.ListEndedRequest.FromString,
+                    response_serializer=brix_dot_metadata_dot_v1_dot_leases__pb2.ListEndedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -463,6 +480,33 @@ class LeaseService:
             '/brix.metadata.v1.LeaseService/LoseCompute',
             brix_dot_metadata_dot_v1_dot_leases__pb2.LoseComputeRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEnded(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/brix.metadata.v1.LeaseService/ListEnded',
+            brix_dot_metadata_dot_v1_dot_leases__pb2.ListEndedRequest.SerializeToString,
+            brix_dot_metadata_dot_v1_dot_leases__pb2.ListEndedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,6 +69,8 @@ class LeaseServiceStub:
     """Hands the batch back because the machine that its block names is gone: it rests until BatchService.ReplaceCompute, a
     cancel, or its deadline. Fine if already lost.
     """
+    ListEnded: _grpc.UnaryUnaryMultiCallable[_leases_pb2.ListEndedRequest, _leases_pb2.ListEndedResponse]
+    """Which of these batches have ended: nothing may be left running for them. Batches that nobody knows are not named."""
 
 @_typing.type_check_only
 class LeaseServiceAsyncStub(LeaseServiceStub):
@@ -109,6 +111,8 @@ class LeaseServiceAsyncStub(LeaseServiceStub):
     """Hands the batch back because the machine that its block names is gone: it rests until BatchService.ReplaceCompute, a
     cancel, or its deadline. Fine if already lost.
     """
+    ListEnded: _aio.UnaryUnaryMultiCallable[_leases_pb2.ListEndedRequest, _leases_pb2.ListEndedResponse]  # type: ignore[assignment]
+    """Which of these batches have ended: nothing may be left running for them. Batches that nobody knows are not named."""
 
 class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
     """The work protocol: runners lease a batch, commit segments of results, finish it. Runners call in; nobody calls them.
@@ -200,5 +204,13 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         """Hands the batch back because the machine that its block names is gone: it rests until BatchService.ReplaceCompute, a
         cancel, or its deadline. Fine if already lost.
         """
+
+    @_abc_1.abstractmethod
+    def ListEnded(
+        self,
+        request: _leases_pb2.ListEndedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_leases_pb2.ListEndedResponse, _abc.Awaitable[_leases_pb2.ListEndedResponse]]:
+        """Which of these batches have ended: nothing may be left running for them. Batches that nobody knows are not named."""
 
 def add_LeaseServiceServicer_to_server(servicer: LeaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
