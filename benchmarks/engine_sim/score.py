@@ -43,7 +43,7 @@ def score(scenario: Scenario, run: Run, oracle: Run) -> Score:
         preempted=run.preemptions / done,
         failed=run.counts.failed,
         settle_s=max(settles),
-        oscillation=max(_oscillation(run.limits[begin + REST : end]) for begin, end in spans),
+        oscillation=max(_oscillation(run.limits[begin + REST : end - 1]) for begin, end in spans),
         queued=sum(run.waiting) / max(1, len(run.waiting)),
     )
 

@@ -111,7 +111,7 @@ class Execution:
                 await self._work()
         except* (LeaseLost, StaleLease, LinesOverlap) as lost:
             end = "lost"
-            log.warning("lease lost, its work is dropped", why=str(lost.exceptions[0]))
+            log.warning("lease lost, its work is dropped", why=str(_innermost(lost)))
         except* Exception:
             end = "error"
             log.exception("execution failed")
@@ -142,7 +142,7 @@ class Execution:
         try:
             output, error = await self._finalizer.write(None)
         except* (ServiceError, OSError) as group:
-            log.error("what is committed cannot be read", why=str(group.exceptions[0]))
+            log.error("what is committed cannot be read", why=str(_innermost(group)))
         batch_id, token = self._lease.batch_id, self._lease.token
         await self._patience.until_done(
             lambda: self._leases.finish(batch_id, token, End.FAILED, output, error, failure)
@@ -177,9 +177,9 @@ class Execution:
         while True:
             if self._failure is None and self._is_unfinished() and self.held.start_running():
                 await self._run_lines()
-            if self.held.goal is Goal.RUN and await self._left_to_others():
+            if self.held.goal is Goal.RUN and self._is_unfinished() and await self._left_to_others():
                 return None
-            self._retry_after_s, self._handed = None, None
+            self._retry_after_s, self._handed, self._lost = None, None, None
             if self._is_unfinished() and self._failure is None:
                 if self.held.draining and self.held.goal is Goal.RUN:
                     return await self._release("drain", 0.0)
@@ -400,6 +400,13 @@ class Execution:
     @staticmethod
     def _backoff_s(failures: int) -> float:
         return float(min(LONGEST_BACKOFF_S, 2.0 ** min(failures, 10)))
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The first error of a group, as deep as it lies."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _endpoint_status(engine: Engine) -> EndpointStatus:

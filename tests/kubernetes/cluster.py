@@ -32,7 +32,7 @@ from kubernetes.aio import client
 from services.kit.kubernetes.resources import RESOURCES, Resource
 from tests.kubernetes import quotas
 from tests.kubernetes.faults import Asked, Fault, Planned
-from tests.kubernetes.selectors import matches
+from tests.kubernetes.selectors import check, matches
 from tests.kubernetes.store import Failed, Happening, Object, Store, merged
 from tests.kubernetes.watching import Watch
 
@@ -228,6 +228,7 @@ class Cluster:
         if asked.headers.get("Authorization") != f"Bearer {self.token}":
             raise Failed(401, "Unauthorized", "Unauthorized")
         resource, namespace, name, sub = route(asked.path)
+        check(asked.query.get("labelSelector", ""), asked.query.get("fieldSelector", ""))
         if sub == "log":
             return web.Response(text=self._log(namespace, name, asked.query))
         if asked.method == "GET" and asked.is_watch:

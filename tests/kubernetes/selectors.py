@@ -30,6 +30,13 @@ def matches(found: Object, labels: str, fields: str) -> bool:
     return _by_labels(found["metadata"].get("labels") or {}, labels) and _by_fields(found, fields)
 
 
+def check(labels: str, fields: str) -> None:
+    """Error: Failed, if one of them is none, whatever objects there are."""
+    matches({"metadata": {}}, labels, "")
+    for term in filter(None, fields.split(",")):
+        _by_fields({}, term)
+
+
 def _by_labels(labels: dict[str, str], selector: str) -> bool:
     position, does = 0, True
     while position < len(selector):

@@ -1,33 +1,28 @@
-"""The registry over the Kubernetes API: a real client of the package `kubernetes` against a mock of the API server (kmock).
-
-kmock speaks HTTP on loopback and has the published shapes of the API: objects at
-/api/v1/namespaces/NAMESPACE/configmaps/NAME, errors as `kind: Status`.
-"""
+"""The registry over the Kubernetes API: the official client against an emulated API server."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import certifi
 import pytest
 import structlog
-import yaml
-from kubernetes.aio import client, config
+from kubernetes.aio import config
 from kubernetes.aio.config import incluster_config
 
+from services.kit.kubernetes import backoff
 from services.metadata.registry import configmap
 from services.metadata.registry.configmap import ConfigMapSource
 from services.metadata.registry.registry import Registry, opened
 from services.metadata.registry.source import SourceError
 from tests.conftest import free_port
+from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.faults import Fault
 from tests.metadata.entries import accelerator, entry, labels, problems, profiles, text, told
 
-PATH = "/api/v1/namespaces/batch/configmaps/registry"
-KEY = ("v1/configmaps", "batch", "registry")
-Mock = Any
+PATH = "/api/v1/namespaces/batch/configmaps"
 
 
 @pytest.fixture
@@ -37,40 +32,26 @@ def logs() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes the kubeconfig of somebody who is not in a pod."""
-
-    def make(server: str) -> None:
-        path = tmp_path / "kubeconfig"
-        path.write_text(
-            yaml.safe_dump(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "current-context": "here",
-                    "contexts": [{"name": "here", "context": {"cluster": "mock", "user": "me"}}],
-                    "clusters": [{"name": "mock", "cluster": {"server": server.rstrip("/")}}],
-                    "users": [{"name": "me", "user": {"token": "a-token"}}],
-                }
-            )
-        )
-        monkeypatch.setattr(config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-        monkeypatch.delenv(incluster_config.SERVICE_HOST_ENV_NAME, raising=False)
-
-    return make
+def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the kubeconfig of somebody who is not in a pod lies."""
+    path = tmp_path / "kubeconfig"
+    monkeypatch.setattr(config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    monkeypatch.delenv(incluster_config.SERVICE_HOST_ENV_NAME, raising=False)
+    monkeypatch.setattr(backoff, "LONGEST_S", 0.01)
+    return path
 
 
 @pytest.fixture
-def api(kmock: Mock, kubeconfig: Callable[[str], None]) -> Mock:
-    kubeconfig(str(kmock.url))
-    return kmock
+async def api(kubeconfig: Path) -> AsyncIterator[Cluster]:
+    async with Cluster("batch").running() as cluster:
+        cluster.write_kubeconfig(kubeconfig)
+        yield cluster
 
 
-def apply(api: Mock, revision: int, **data: str) -> None:
+def apply(api: Cluster, **data: str) -> None:
     """As `kubectl apply` does. Keys have a dot, which a keyword cannot have."""
     keys = {name.replace("_yaml", ".yaml"): content for name, content in data.items()}
-    metadata = {"name": "registry", "namespace": "batch", "uid": "a-uid", "resourceVersion": str(revision)}
-    api.objects[KEY] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": keys}
+    api.put("configmaps", {"metadata": {"name": "registry", "namespace": "batch"}, "data": keys})
 
 
 Open = Callable[..., Awaitable[Registry]]
@@ -91,15 +72,21 @@ async def over(make_settings):
         await context.__aexit__(None, None, None)
 
 
-async def test_templates_and_profiles_of_one_config_map(api: Mock, over: Open) -> None:
-    apply(api, 1, templates_yaml=text(entry("a")), profiles_yaml=profiles({"name": "p"}, default="p"))
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not happened():
+            await asyncio.sleep(0.005)
+
+
+async def test_templates_and_profiles_of_one_config_map(api: Cluster, over: Open) -> None:
+    apply(api, templates_yaml=text(entry("a")), profiles_yaml=profiles({"name": "p"}, default="p"))
     registry = await over(profiles="configmap:batch/registry")
     assert labels(registry) == ["a@v1"]
     assert registry.catalog.profiles is not None
     assert registry.catalog.profiles.default == "p"
-    request = api[0]
-    assert (request.method, str(request.url.path)) == ("GET", PATH)
-    assert request.headers["Authorization"] == "Bearer a-token"
+    request = api.asked[0]
+    assert (request.method, request.path, request.query["fieldSelector"]) == ("GET", PATH, "metadata.name=registry")
+    assert request.headers["Authorization"] == f"Bearer {api.token}"
 
 
 @pytest.mark.parametrize(
@@ -114,29 +101,26 @@ async def test_templates_and_profiles_of_one_config_map(api: Mock, over: Open) -
     ],
 )
 async def test_which_key_is_read(
-    api: Mock, over: Open, logs: list[Any], setting: str, keys: dict[str, str], expected: list[str]
+    api: Cluster, over: Open, logs: list[Any], setting: str, keys: dict[str, str], expected: list[str]
 ) -> None:
-    apply(api, 1, **{key: text(entry(name)) for key, name in keys.items()})
+    apply(api, **{key: text(entry(name)) for key, name in keys.items()})
     registry = await over(setting)
     assert labels(registry) == expected
     missing = "none" if setting.endswith("none") else "templates.yaml"
     assert told(logs) == ([] if expected else [f"configmap:batch/registry/{missing}: the ConfigMap has no such key"])
 
 
-async def test_a_change_holds_at_the_next_look_and_a_bad_entry_stays(api: Mock, over: Open, logs: list[Any]) -> None:
-    apply(api, 1, templates_yaml=text(entry("a"), entry("b")))
+async def test_a_change_holds_at_once_and_a_bad_entry_stays(api: Cluster, over: Open, logs: list[Any]) -> None:
+    """Nobody calls `reload` here."""
+    apply(api, templates_yaml=text(entry("a"), entry("b")))
     registry = await over()
-    before = registry.catalog
-    await registry.reload()
-    assert registry.catalog is before
-    apply(api, 2, templates_yaml=text(entry("a", what=1), entry("b", accelerator="H100")))
-    await registry.reload()
-    assert (labels(registry), accelerator(registry, "b")) == (["a@v1", "b@v1"], "H100")
-    apply(api, 3, templates_yaml="- [")
-    await registry.reload()
+    apply(api, templates_yaml=text(entry("a", what=1), entry("b", accelerator="H100")))
+    await until(lambda: accelerator(registry, "b") == "H100")
     assert labels(registry) == ["a@v1", "b@v1"]
-    apply(api, 4, other=text(entry("c")), another="")
-    await registry.reload()
+    apply(api, templates_yaml="- [")
+    await until(lambda: len(told(logs)) == 2)
+    apply(api, other=text(entry("c")), another="")
+    await until(lambda: len(told(logs)) == 3)
     assert labels(registry) == ["a@v1", "b@v1"]
     assert [line.partition(": ")[0] for line in told(logs)] == [
         "configmap:batch/registry/templates.yaml:14",
@@ -145,95 +129,112 @@ async def test_a_change_holds_at_the_next_look_and_a_bad_entry_stays(api: Mock, 
     ]
 
 
-async def test_the_text_is_not_parsed_while_the_revision_is_the_same(
-    api: Mock, over: Open, monkeypatch: pytest.MonkeyPatch
+async def test_nothing_is_asked_or_parsed_while_nothing_changes(
+    api: Cluster, over: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apply(api, 1, templates_yaml=text(entry("a")))
+    apply(api, templates_yaml=text(entry("a")))
     registry = await over()
+    await until(lambda: bool(api.watches))
+    before = registry.catalog
     assert registry.templates is not None
     monkeypatch.setattr(registry.templates, "_read", lambda *_: pytest.fail("it was read"))
-    await registry.reload()
-    assert len(api) == 2
+    for _ in range(3):
+        await registry.reload()
+    assert registry.catalog is before
+    assert len(api.asked) == 2
 
 
-async def test_no_config_map_is_an_empty_registry_and_told_once(api: Mock, over: Open, logs: list[Any]) -> None:
+async def test_no_config_map_is_an_empty_registry_and_told_once(api: Cluster, over: Open, logs: list[Any]) -> None:
     registry = await over()
     await registry.reload()
     assert (labels(registry), problems()) == ([], 1)
     assert told(logs) == ["configmap:batch/registry: there is no such ConfigMap"]
-    apply(api, 1, templates_yaml=text(entry("a")))
-    await registry.reload()
-    assert (labels(registry), problems()) == (["a@v1"], 0)
-    del api.objects[KEY]
-    await registry.reload()
-    assert (labels(registry), len(told(logs))) == ([], 2)
+    apply(api, templates_yaml=text(entry("a")))
+    await until(lambda: (labels(registry), problems()) == (["a@v1"], 0))
+    api.remove("configmaps", "batch", "registry")
+    await until(lambda: labels(registry) == [])
+    await until(lambda: len(told(logs)) == 2)
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"),
+    ("fault", "why"),
     [
-        (401, "the Kubernetes API answers 401: its credentials are not accepted"),
-        (403, "the Kubernetes API answers 403: the service account needs `get` on this ConfigMap"),
-        (500, "the Kubernetes API answers 500"),
-        ({"metadata": 7}, "the Kubernetes API answers something that is no ConfigMap"),
-        ({"data": {}}, "the Kubernetes API answers something that is no ConfigMap"),
-        (b"<html>", "the Kubernetes API answers something that is no ConfigMap"),
+        (Fault(401), "the Kubernetes API answers 401: its credentials are not accepted"),
+        (
+            Fault(403, "Forbidden", "configmaps is forbidden"),
+            "the Kubernetes API answers 403: the service account needs `get`, `list` and `watch` on this ConfigMap",
+        ),
+        (Fault(500, message="of no use"), "the Kubernetes API answers 500: of no use"),
+        (Fault(raw=b"<html>"), "the Kubernetes API answers something that is no object"),
+        (Fault(raw=b'{"items": [{"data": {}}]}'), "the Kubernetes API answers something that is no list of configmaps"),
     ],
 )
 async def test_an_outage_of_the_api_changes_nothing_and_is_told_once(
-    api: Mock, over: Open, logs: list[Any], answer: Any, why: str
+    api: Cluster, over: Open, logs: list[Any], monkeypatch: pytest.MonkeyPatch, fault: Fault, why: str
 ) -> None:
-    apply(api, 1, templates_yaml=text(entry("a")))
+    monkeypatch.setattr(configmap, "PATIENCE_S", 0.0)
+    apply(api, templates_yaml=text(entry("a")))
     registry = await over()
-    api["get", PATH][1:4] << answer
+    await until(lambda: bool(api.watches))
+    outage = api.fail(fault, times=10**6)
+    api.break_watches()
+    await until(lambda: len(outage.met) >= 6)
     for _ in range(3):
         await registry.reload()
     assert (labels(registry), problems()) == (["a@v1"], 1)
     assert told(logs) == [f"configmap:batch/registry: {why}"]
-    apply(api, 2, templates_yaml=text(entry("b")))
+    apply(api, templates_yaml=text(entry("b")))
+    api.planned.clear()
+    await until(lambda: labels(registry) == ["b@v1"])
     await registry.reload()
-    assert (labels(registry), problems()) == (["b@v1"], 0)
+    assert problems() == 0
+
+
+async def test_a_watch_that_is_mended_in_a_moment_is_no_problem(api: Cluster, over: Open, logs: list[Any]) -> None:
+    apply(api, templates_yaml=text(entry("a")))
+    registry = await over()
+    await until(lambda: bool(api.watches))
+    outage = api.fail(Fault(503), times=10**6)
+    api.break_watches()
+    await until(lambda: len(outage.met) >= 3)
+    await registry.reload()
+    assert (labels(registry), told(logs)) == (["a@v1"], [])
+
+
+@pytest.mark.parametrize("data", [7, {"templates.yaml": 7}, [1]])
+async def test_what_is_no_config_map(api: Cluster, over: Open, logs: list[Any], data: Any) -> None:
+    api.put("configmaps", {"metadata": {"name": "registry", "namespace": "batch"}, "data": data})
+    registry = await over()
+    assert labels(registry) == []
+    assert told(logs) == ["configmap:batch/registry: the Kubernetes API answers something that is no ConfigMap"]
 
 
 async def test_an_api_that_cannot_be_reached_does_not_stop_the_start(
-    over: Open, kubeconfig: Callable[[str], None], logs: list[Any]
+    over: Open, kubeconfig: Path, logs: list[Any]
 ) -> None:
-    kubeconfig(f"http://127.0.0.1:{free_port()}")
+    cluster = Cluster("batch")
+    cluster.url = f"http://127.0.0.1:{free_port()}"
+    cluster.write_kubeconfig(kubeconfig)
     registry = await over()
     await registry.reload()
     assert labels(registry) == []
     assert told(logs) == ["configmap:batch/registry: the Kubernetes API does not answer: ClientConnectorError"]
 
 
-async def test_an_api_that_is_silent_is_not_waited_for(api: Mock, over: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    forever = asyncio.Event()
+async def test_an_api_that_is_silent_is_not_waited_for(
+    api: Cluster, over: Open, logs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(configmap, "TIMEOUT_S", 0.05)
-    api["get", PATH] << forever.wait
+    api.fail(Fault(hangs=True))
+    await over()
+    assert told(logs) == ["configmap:batch/registry: the Kubernetes API does not answer: TimeoutError"]
     source = ConfigMapSource("batch", "registry", None, "templates.yaml")
     with pytest.raises(SourceError, match="does not answer: TimeoutError"):
         await source.fetch(None)
     await source.close()
 
 
-async def test_without_credentials_it_is_told_once(
-    over: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]
-) -> None:
-    monkeypatch.delenv(incluster_config.SERVICE_HOST_ENV_NAME, raising=False)
-    monkeypatch.setattr(config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+async def test_without_credentials_it_is_told_once(over: Open, kubeconfig: Path, logs: list[Any]) -> None:
     registry = await over()
     await registry.reload()
     assert told(logs) == ["configmap:batch/registry: there are credentials of neither a pod nor a kubeconfig"]
-
-
-async def test_in_a_pod_its_service_account_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = tmp_path / "token"
-    token.write_text("of-the-pod")
-    monkeypatch.setenv(incluster_config.SERVICE_HOST_ENV_NAME, "10.0.0.1")
-    monkeypatch.setenv(incluster_config.SERVICE_PORT_ENV_NAME, "443")
-    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
-    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", certifi.where())
-    made = await configmap.connect()
-    assert isinstance(made, client.ApiClient)
-    assert made.configuration.host == "https://10.0.0.1:443"
-    assert await made.configuration.get_api_key_with_prefix("BearerToken") == "bearer of-the-pod"
-    await made.close()

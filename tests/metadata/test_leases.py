@@ -12,6 +12,7 @@ from services.kit.errors import (
     IllegalTransition,
     InvalidArgument,
     LinesOverlap,
+    NotFound,
     ProtocolMismatch,
     StaleLease,
 )
@@ -22,10 +23,14 @@ DAY = 86_400
 TTL = 10
 
 
-def release(metadata, lease, retry_after_ms=0):
+def release(metadata, lease, retry_after_ms=0, handed_over=False):
     return metadata.leases.ReleaseLease(
         leases_pb2.ReleaseLeaseRequest(
-            batch_id=lease.batch.id, token=lease.token, reason="drain", retry_after_ms=retry_after_ms
+            batch_id=lease.batch.id,
+            token=lease.token,
+            reason="drain",
+            retry_after_ms=retry_after_ms,
+            handed_over=handed_over,
         )
     )
 
@@ -156,7 +161,8 @@ async def test_protocol_version(metadata):
 async def test_only_what_a_runner_can_run(metadata):
     batch = await metadata.running(1)
     assert await metadata.acquire(targets=["Local"]) is None
-    assert await metadata.acquire(batch_id="batch_other") is None
+    with pytest.raises(NotFound):
+        await metadata.acquire(batch_id="batch_other")
     # To close a batch for which nothing was launched takes no runtime.
     await metadata.cancel(batch.id)
     lease = await metadata.acquire(targets=[])
@@ -390,3 +396,37 @@ async def test_of_cancel_and_completion_one_wins(metadata):
         else:
             assert isinstance(cancelled, IllegalTransition)
             assert batch.state == State.COMPLETED
+
+
+async def test_a_batch_that_rests_is_leased_by_its_id_only(metadata):
+    """So a runner hands a batch to one that was started for it: nobody else takes it in between."""
+    batch = await metadata.running(1)
+    lease = await metadata.acquire()
+    await release(metadata, lease, retry_after_ms=60_000, handed_over=True)
+    assert await metadata.acquire() is None
+    again = await metadata.acquire(batch_id=batch.id)
+    assert (again.batch.id, again.attempt, again.token) == (batch.id, 0, lease.token + 1)
+    # Held, it is nobody else's, whoever asks.
+    assert await metadata.acquire(batch_id=batch.id) is None
+
+
+async def test_attempts_count_but_those_that_handed_over(metadata):
+    batch = await metadata.running(1)
+    seen = []
+    for handed_over in (False, False, True, False):
+        lease = await metadata.acquire(batch_id=batch.id)
+        seen.append(lease.attempt)
+        await release(metadata, lease, handed_over=handed_over)
+    assert seen == [0, 1, 2, 0]
+
+
+async def test_which_batches_have_ended(metadata):
+    live, over = await metadata.running(1), await metadata.running(1)
+    lease = await metadata.acquire(batch_id=over.id)
+    await metadata.cancel(over.id)
+    asked = leases_pb2.ListEndedRequest(batch_ids=[live.id, over.id, "batch_nobody"])
+    assert list((await metadata.leases.ListEnded(asked)).batch_ids) == []
+    await metadata.finish(lease, State.CANCELLED, error=1)
+    assert list((await metadata.leases.ListEnded(asked)).batch_ids) == [over.id]
+    with pytest.raises(InvalidArgument):
+        await metadata.leases.ListEnded(leases_pb2.ListEndedRequest(batch_ids=["b"] * 1001))

@@ -61,6 +61,8 @@ class Machine:
         self.key_file = folder / "client_key"
         self.host_key = ""
         """The public half as OpenSSH writes it: `ssh-ed25519 AAAA...`."""
+        self.sshd_options: dict[str, str] = {}
+        """Of sshd_config, besides or instead of our own, from the next start on."""
         self.shell = shell or shutil.which("bash") or "/bin/sh"
         self._without = frozenset(without)
         self._sshd = sshd_program()
@@ -212,6 +214,7 @@ class Machine:
         if version(self._sshd) >= (9, 8):
             # A test that knocks with a wrong key may knock again at once.
             options["PerSourcePenalties"] = "no"
+        options |= self.sshd_options
         (self.folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in options.items()))
 
     def _sessions(self) -> list[psutil.Process]:

@@ -78,6 +78,8 @@ async def _run(connection: asyncssh.SSHClientConnection, text: bytes, greeting: 
     finally:
         process.close()
     status = process.exit_status
+    if not output.greeted and status is None:
+        raise Unreachable("the connection to the machine broke")
     if not output.greeted:
         said = plain(_decoded(complaints.kept or output.kept)) or f"status {status}"
         raise NoShell(f"the account's shell on the machine runs no commands: {said}")

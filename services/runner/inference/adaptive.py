@@ -13,9 +13,9 @@ from collections import deque
 
 from services.runner.inference.limit import START, EngineMetrics, Sample
 
-# Refusals. The first cut is slight: what is still in flight was accepted, so the wall is near. If the next flight meets it
-# again, the wall moved, and cuts get deeper.
-CUTS = (0.98, 0.94, 0.88, 0.75)
+# Refusals. The first cut is slight: what is still in flight was accepted, so the wall is near. If requests that were sent
+# after it meet a wall again, the wall has moved, and cuts get deep: the second at once, more of them a second apart.
+CUTS = (0.98, 0.75)
 CUT_INTERVAL_S = REST_S = 1.0
 # Two in a row, or this share of a flight: less is a flaky proxy, which must not starve a healthy engine.
 NOISE = 0.03
@@ -25,9 +25,11 @@ TRY_WALL, TRY_WALL_MOST = 200, 1_600
 FRESH_S = 10.0
 # Requests that may wait in the engine, as a share of those that run: a slot that gets free finds one.
 WAITING = 0.04
-KV_FULL = 0.96
+KV_FULL = 0.97
+SOON_S = 2.0
 KV_TARGET = 0.90
 KV_LEAST = 0.70
+SHARE_S = 30.0
 # Growth per look at hungry metrics: it doubles with each, from the first to the last.
 HUNGRY, HUNGRIEST = 0.04, 1.0
 # A prompt token costs about a quarter of one that is generated.
@@ -60,6 +62,7 @@ class AdaptiveController:
         blind = sample is None or sample.now - self._metrics_at > FRESH_S
         if sample is not None:
             self._wall.rest(sample.now)
+            self._trial.answered(sample.latency_s)
             if blind:
                 self._learn(sample, in_flight)
         used = in_flight + 1 >= int(self._value) and sent > self._wall.newest_at_cut
@@ -84,6 +87,7 @@ class AdaptiveController:
         self._metrics_at = now
         self._wall.rest(now)
         tokens, seconds = self._signals.look(metrics, now)
+        self._trial.seen(tokens, seconds, max(0.0, metrics.running + metrics.waiting - in_flight))
         if self._trial.running and not self._signals.alarm(metrics):
             self._trial.add(tokens, seconds)
             self._try(self._trial.step(in_flight, now), now)
@@ -110,8 +114,10 @@ class AdaptiveController:
             best = self._curve.peak(mean)
             if best is not None:
                 self._climbing = False
-                self._trial.ceiling = best
+                self._trial.found(best)
                 self._move(best, "no gain")
+            elif self._value >= self._most:
+                self._climbing = False
         else:
             self._trial.consider(self._value, self._most, in_flight, now, blind=True)
 
@@ -174,7 +180,7 @@ class Wall:
             self.resting = min(self.resting + 1, int(0.75 * value))
         known = others >= self._limit  # the wall is where it was
         enough = known or self._row >= min(2, value) or (self._refused >= 2 and self._refused >= NOISE * value)
-        if not enough or now < self._cut_at + CUT_INTERVAL_S:
+        if not enough or (self._depth >= len(CUTS) and now < self._cut_at + CUT_INTERVAL_S):
             return None
         self._cut_at, self.newest_at_cut = now, last_sent
         return self._cut(others, value)
@@ -201,6 +207,8 @@ class Signals:
         self._begun: float | None = None
         self._fill = 0.0
         """KV usage per second, smoothed."""
+        self._share = 0.0
+        """Of the cache that one running request holds, on a long average: usage comes in waves."""
         self._target = KV_TARGET
         self._cut_at = -math.inf
         self._hungry = HUNGRIEST
@@ -224,19 +232,23 @@ class Signals:
         filled = ((metrics.kv_usage or 0.0) - (last.kv_usage or 0.0)) / seconds
         self._fill += (filled - self._fill) * min(1.0, seconds / 3.0)
         self._admitting = metrics.running > 1.03 * last.running
+        if metrics.running:
+            share = (metrics.kv_usage or 0.0) / metrics.running
+            self._share += (share - self._share) * min(1.0, seconds / SHARE_S)
         generated = (metrics.generation_tokens or 0.0) - (last.generation_tokens or 0.0)
         prompts = (metrics.prompt_tokens or 0.0) - (last.prompt_tokens or 0.0)
         return generated + PROMPT_WEIGHT * prompts, seconds
 
     def alarm(self, metrics: EngineMetrics) -> bool:
-        return bool(self.preempted) or (metrics.kv_usage or 0.0) > KV_FULL
+        """Requests lose their cache, or would in the next seconds."""
+        return bool(self.preempted) or (metrics.kv_usage or 0.0) + SOON_S * self._fill > KV_FULL
 
     def judge(self, metrics: EngineMetrics, in_flight: int, now: float, value: float) -> tuple[float, str] | None:
         running, waiting = metrics.running, metrics.waiting
         allowed = max(1.0, WAITING * running)
         share = in_flight / max(1, running + waiting)
         drained = in_flight <= value + 1 and now >= self._cut_at + 2.0
-        self._target = min(KV_TARGET, self._target + 0.0005)
+        self._target = min(KV_TARGET, self._target + 0.0002)
         self._queued = self._queued + 1 if waiting > 2 * allowed and not self._admitting else 0
         if self.alarm(metrics):
             return self._cut(0.93 * running * share, value, now) if drained else None
@@ -252,15 +264,15 @@ class Signals:
         self.calm()
         self._cut_at = now
         if self.preempted:
-            self._target = max(KV_LEAST, self._target - 0.02)
+            self._target = max(KV_LEAST, self._target - 0.04)
         return min(value - 1, to), "preempted" if self.preempted else "KV cache full"
 
     def _grow(self, metrics: EngineMetrics, now: float, value: float) -> tuple[float, str] | None:
         factor = 1.0 + self._hungry
         self._hungry = min(HUNGRIEST, 2 * self._hungry)
-        kv = metrics.kv_usage or 0.0
+        kv = max(metrics.kv_usage or 0.0, self._share * metrics.running)
         # Young requests still fill the cache: look ahead as far as they are old.
-        ahead = min(20.0, now - (self._begun or now))
+        ahead = min(20.0, 3.0 * (now - (self._begun or now)))
         expected = kv + max(0.0, self._fill) * ahead
         if kv > 0.2:
             factor = min(factor, 1.0 + 0.5 * (self._target / max(expected, 0.01) - 1.0))
@@ -305,13 +317,13 @@ class Curve:
         """The level to go back to, once that of `in_flight` is known and brings no more than a lower one."""
         here = round(math.log(in_flight, LEVEL))
         found = self._levels.get(here)
-        if found is None or found[2] < max(16.0, 0.5 * in_flight):
+        if found is None or found[2] < max(12.0, 0.12 * in_flight):
             return None
         rate = found[0] / found[1]
         lower = {
             level: tokens / seconds
             for level, (tokens, seconds, count) in self._levels.items()
-            if level <= here - 2 and count >= 12 and seconds > 0.0
+            if level <= here - 2 and count >= 8 and seconds > 0.0
         }
         if not lower or rate >= GAIN * max(lower.values()):
             return None
@@ -327,8 +339,10 @@ def weigh(sample: Sample) -> float:
 
 # Trials.
 STEP_DOWN, STEP_UP = 0.75, 1.2
-FIRST_S, LONGEST_S = 10.0, 300.0
-SETTLE_S, MEASURE_S = 3.0, 10.0
+FIRST_S, FIRST_WAIT_S, LONGEST_S = 10.0, 60.0, 480.0
+REGIME, REGIME_S = 0.7, 10.0
+SETTLE_S, SETTLE_MOST_S = 3.0, 20.0
+MEASURE_S, MEASURE_MOST_S = 10.0, 25.0
 LEAST = 12
 AS_GOOD = 0.975
 BETTER = 1.03
@@ -339,17 +353,36 @@ class Trial:
 
     def __init__(self) -> None:
         self.running = False
-        self.ceiling = math.inf
-        """A trial has shown that more brings nothing."""
+        self.others = 0.0
+        """Requests of others in the same engine, on average, where its metrics show them."""
+        self._ceiling = math.inf
+        """A trial has shown that more brings nothing: ours and those of others."""
         self.since = 0.0
         self._due = FIRST_S
-        self._wait = 60.0
+        self._wait = FIRST_WAIT_S
         self._stage = ""
         self._blind = False
         self._down = True
-        self._base = self._tried = self._base_rate = 0.0
-        self._tokens, self._seconds, self._count = 0.0, 0.0, 0
+        self._base = self._tried = self._base_rate = self._base_error = 0.0
+        self._rates = Rates()
+        self._latency_s = self._rate = 0.0
         self._steady: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def ceiling(self) -> float:
+        return max(1.0, self._ceiling - self.others)
+
+    def found(self, limit: float) -> None:
+        self._ceiling = limit + self.others
+
+    def seen(self, tokens: float, seconds: float, others: float) -> None:
+        """Another rate than that of the last trial, for a while: the engine, or the load, is not the same any more."""
+        if seconds <= 0.0:
+            return
+        self.others += (others - self.others) * min(1.0, seconds / REGIME_S)
+        self._rate += (tokens / seconds - self._rate) * min(1.0, seconds / REGIME_S)
+        if not self.running and not REGIME * self._base_rate <= self._rate <= self._base_rate / REGIME:
+            self._ceiling = math.inf
 
     def stop(self, now: float) -> float | None:
         """The limit to go back to, if a higher one was being tried."""
@@ -363,6 +396,8 @@ class Trial:
         """Begin one, once the limit has stood still."""
         if abs(value - self._steady[0]) > 0.05 * value:
             self._steady = (value, now)
+        if value > 1.3 * self._base > 0.0:
+            self._due, self._wait = min(self._due, now), FIRST_WAIT_S  # nothing is known of limits so high
         if now < self._due or now < self._steady[1] + 5.0 or value < LEAST or in_flight < 0.9 * value:
             return
         self.running, self._blind = True, blind
@@ -371,35 +406,52 @@ class Trial:
         self._mark(now)
 
     def add(self, tokens: float, seconds: float) -> None:
-        if self._stage != "drain":
-            self._tokens += tokens
-            self._seconds += seconds
-            self._count += 1
+        if self._stage != "drain" and seconds > 0.0:
+            self._rates.add(tokens, seconds)
+
+    def answered(self, latency_s: float) -> None:
+        self._latency_s += 0.05 * (latency_s - self._latency_s)
 
     def step(self, in_flight: int, now: float) -> float | None:
         """The limit to stand at from now on, if another one."""
         if self._stage == "drain":
             drained = in_flight <= self._tried + 1 if self._down else in_flight >= self._tried - 2
-            if (drained and now >= self.since + SETTLE_S) or now > self.since + 120.0:
+            # As long as an answer takes: until then requests are older, or younger, than they will be.
+            settle_s = max(SETTLE_S, min(SETTLE_MOST_S, self._latency_s))
+            if (drained and now >= self.since + settle_s) or now > self.since + 120.0:
                 self._stage = "trial"
                 self._mark(now)
             return None
-        if now < self.since + MEASURE_S or (self._blind and self._count < max(32.0, in_flight)):
+        measured = self._rates
+        if self._stage == "trial" and self._down and self._hopeless(now):
+            return self._back(now)
+        if now < self.since + MEASURE_S or (self._blind and measured.count < max(32.0, in_flight)):
             return None
-        rate = self._tokens / max(1e-9, self._seconds)
+        if measured.error() > 0.012 and now < self.since + MEASURE_MOST_S:
+            return None
         if self._stage == "base":
-            self._base_rate = rate
+            self._base_rate, self._base_error = measured.mean(), measured.error()
             return self._next(now)
-        if rate < (AS_GOOD if self._down else BETTER) * self._base_rate:
-            self.running = False
-            self._wait = min(LONGEST_S, 2 * self._wait)
-            self._due = now + self._wait
-            return self._base
+        least = AS_GOOD + math.hypot(measured.error(), self._base_error) if self._down else BETTER
+        if measured.mean() < least * self._base_rate:
+            return self._back(now)
         # As good with less, or better with more: stay, and go on from there.
-        self.ceiling = self._base = self._tried
-        self._base_rate = max(rate, self._base_rate)
-        self._wait = 20.0
+        self._base = self._tried
+        self.found(self._tried)
+        self._base_rate = max(measured.mean(), self._base_rate)
+        self._wait = FIRST_WAIT_S
         return self._next(now)
+
+    def _hopeless(self, now: float) -> bool:
+        """So much worse that there is no need to be sure."""
+        enough = self._rates.count >= (16 if self._blind else 4)
+        return enough and self._rates.mean() * (1 + 2 * self._rates.error()) < 0.96 * self._base_rate
+
+    def _back(self, now: float) -> float:
+        self.running = False
+        self._due = now + self._wait
+        self._wait = min(LONGEST_S, 2 * self._wait)
+        return self._base
 
     def _next(self, now: float) -> float:
         self._tried = self._base * (STEP_DOWN if self._down else STEP_UP)
@@ -407,4 +459,29 @@ class Trial:
         return self._tried
 
     def _mark(self, now: float) -> None:
-        self.since, self._tokens, self._seconds, self._count = now, 0.0, 0.0, 0
+        self.since, self._rates = now, Rates()
+
+
+class Rates:
+    """A mean of rates, weighted by their time, and how sure it is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._tokens = self._seconds = self._squares = 0.0
+
+    def add(self, tokens: float, seconds: float) -> None:
+        self.count += 1
+        self._tokens += tokens
+        self._seconds += seconds
+        self._squares += tokens * tokens / seconds
+
+    def mean(self) -> float:
+        return self._tokens / max(1e-9, self._seconds)
+
+    def error(self) -> float:
+        """Standard error, as a share of the mean."""
+        mean = self.mean()
+        if self.count < 2 or mean <= 0.0:
+            return 1.0
+        variance = max(0.0, self._squares / self._seconds - mean * mean)
+        return math.sqrt(variance / (self.count - 1)) / mean

@@ -7,24 +7,25 @@ way with the saved handle, and finds the engine there.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections import deque
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import aiohttp
+import asyncssh
 import structlog
 
 from services.kit.clock import monotonic
 from services.kit.settings import Settings
 from services.kit.spec.addresses import AddressPolicy
-from services.kit.ssh.commands import Finished
+from services.kit.ssh.commands import Finished, TimedOut
 from services.kit.ssh.connect import SshError, UnknownHostKey, WrongHostKey, plain
 from services.kit.ssh.forward import Forward
 from services.kit.ssh.keys import VARIABLE, read_client_key
 from services.runner.runtimes import ssh_scripts as scripts
-from services.runner.runtimes.addresses import connector
 from services.runner.runtimes.base import Endpoint, Gone, Handle, Pending, Probe, Ready, RuntimeFailed, Spec
+from services.runner.runtimes.ssh_health import waiting
 from services.runner.runtimes.ssh_logs import cleaned
 from services.runner.runtimes.ssh_machine import CONNECTING, Machine
 from services.runner.runtimes.ssh_plan import KEY, Plan, plan
@@ -32,11 +33,11 @@ from services.runner.runtimes.ssh_plan import KEY, Plan, plan
 LOADING = "loading"
 COMMAND_S = 15.0
 START_S = 45.0
-HEALTH_S = 5.0
 # A machine that is gone does not hold up the end of its batch: whoever rents it ends it.
 RELEASE_WINDOW_S = 10.0
 REMEMBERED = 4096
 STEPS = ("pulling", "starting")
+FIRST_WORD = re.compile(r"\A\S*")
 
 log = structlog.get_logger(__name__)
 
@@ -165,7 +166,10 @@ class OverSsh:
         except SshError as error:
             log.warning("the engine's log cannot be read", key=handle["key"], why=error.why)
             return ""
-        return cleaned(said.output, session.api_key)
+        key, _, text = said.output.partition("\n")
+        if len(text.encode()) >= scripts.TAIL_BYTES:  # what is left of a secret would not be known for one
+            text = FIRST_WORD.sub("", text)
+        return cleaned(text, session.api_key, key.removeprefix("key").strip())
 
     # How
 
@@ -202,26 +206,36 @@ class OverSsh:
         connection = await session.machine.connection()
         started = session.api_key is not None
         said = await self._ask(session, wanted)
+        if isinstance(said, str):
+            return await self._unsaid(session, wanted, connection, said)
         if said.status != 0:
-            why = plain(said.complaints or said.output) or f"a command failed with status {said.status}"
-            if started:  # nothing is known of the engine, which may well be fine
-                return Pending(f"the machine does not say how the engine is: {why}")
-            return Gone(f"the engine cannot be started: {why}", retryable=said.status != scripts.HOPELESS)
+            return self._not_started(said)
         state, _, more = said.output.partition("\n")
-        if more.startswith("key ") and session.api_key is None:
-            session.api_key = more.removeprefix("key ").strip()
+        if not started:
+            session.api_key = more.removeprefix("key").strip() or None
         if state in STEPS:
             return Pending(state, state)
         if state != "running":
             return await self._gone(session, wanted, state)
+        return await self._reach(session, wanted, connection)
+
+    async def _unsaid(
+        self, session: Session, wanted: Plan, connection: asyncssh.SSHClientConnection, why: str
+    ) -> Probe:
+        """Nobody on the machine knows how the engine is, which may well be fine: if it was ready, its health tells."""
+        if session.handle["ready"]:
+            return await self._reach(session, wanted, connection)
+        return Pending(f"the machine does not say how the engine is: {why}")
+
+    async def _reach(self, session: Session, wanted: Plan, connection: asyncssh.SSHClientConnection) -> Probe:
         if wanted.http_base_url is None:
             if session.forward is None:
                 session.forward = await Forward.open(session.handle["engine_port"])
             session.forward.lead(connection)
         return await self._ready(session, self._endpoint(session, wanted))
 
-    async def _ask(self, session: Session, wanted: Plan) -> Finished:
-        """Start it, or find it started; after that, only look."""
+    async def _ask(self, session: Session, wanted: Plan) -> Finished | str:
+        """Start it, or find it started; after that, only look. A string: the machine cannot say how it is, and why."""
         handle = session.handle
         which = [handle["key"], str(handle["number"]), handle["mark"]]
         if session.api_key is None:
@@ -231,7 +245,16 @@ class OverSsh:
             return await session.machine.call(self.start_script, arguments, variables=variables, timeout_s=START_S)
         sizes = [str(scripts.LOG_BYTES), str(scripts.KEPT_BYTES)]
         arguments = [*which, *sizes, *self.more_arguments(handle)]
-        return await session.machine.call(self.state_script, arguments, timeout_s=COMMAND_S)
+        try:
+            said = await session.machine.call(self.state_script, arguments, timeout_s=COMMAND_S)
+        except TimedOut as error:
+            return error.why
+        return _why(said) if said.status != 0 else said
+
+    def _not_started(self, said: Finished) -> Probe:
+        if said.status == scripts.BUSY:
+            return Pending(_why(said))
+        return Gone(f"the engine cannot be started: {_why(said)}", retryable=said.status != scripts.HOPELESS)
 
     def _endpoint(self, session: Session, wanted: Plan) -> Endpoint:
         headers = {"Authorization": f"Bearer {session.api_key}"}
@@ -245,21 +268,23 @@ class OverSsh:
         )
 
     async def _ready(self, session: Session, endpoint: Endpoint) -> Probe:
-        waiting = await _waiting(endpoint, proven=session.proven)
-        if waiting is None:
+        lacking = await waiting(endpoint, proven=session.proven)
+        if lacking is None:
             session.proven, session.silent_since = True, None
             if session.handle["ready"]:
                 return Ready((endpoint,))
             session.handle["ready"] = True
             return Ready((endpoint,), handle=dict(session.handle))
+        if session.forward is not None and session.forward.forbidden:
+            return Gone("the machine's SSH server forwards nothing (its AllowTcpForwarding)", retryable=False)
         if not session.handle["ready"]:
-            return Pending(waiting, LOADING)
+            return Pending(lacking, LOADING)
         now = monotonic()
         session.silent_since = now if session.silent_since is None else session.silent_since
         limit = self._settings.ssh.hang_timeout_s
         if now - session.silent_since < limit:
-            return Pending(waiting)
-        return self._ended(session, f"the engine hangs: {waiting} for {limit:g} s", await self.explain(session.handle))
+            return Pending(lacking)
+        return self._ended(session, f"the engine hangs: {lacking} for {limit:g} s", await self.explain(session.handle))
 
     async def _gone(self, session: Session, wanted: Plan, state: str) -> Gone:
         word, _, more = state.partition(" ")
@@ -334,21 +359,5 @@ def _is_on(handle: Handle, wanted: Plan) -> bool:
     return all(handle.get(name) == getattr(wanted, name) for name in names)
 
 
-async def _waiting(endpoint: Endpoint, *, proven: bool) -> str | None:
-    """Why requests cannot be sent yet; None: they can."""
-    timeout = aiohttp.ClientTimeout(total=HEALTH_S)
-    paths = [endpoint.health_path or "/health"] + ([] if proven else ["/v1/models"])
-    try:
-        async with aiohttp.ClientSession(
-            connector=connector(endpoint.policy), timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
-        ) as session:
-            for path in paths:
-                url = endpoint.base_url + path
-                async with session.get(url, headers=endpoint.headers, allow_redirects=False) as response:
-                    if path == "/v1/models" and response.status in (401, 403):
-                        return "another server answers on the engine's port"
-                    if path != "/v1/models" and not response.ok:
-                        return f"the engine's health check answers {response.status}"
-    except (aiohttp.ClientError, OSError):  # a TimeoutError is an OSError
-        return "the engine's health check does not answer"
-    return None
+def _why(said: Finished) -> str:
+    return plain(said.complaints or said.output) or f"a command failed with status {said.status}"

@@ -8,7 +8,12 @@ Each batch has a folder there, `~/.aibrix-batch/<batch>/`; those that share an e
 - `phase`   what it is doing, until it is an engine
 - `key`     the API key of this launch, and nothing else
 - `log`     what it said; `log.old` is what came before the log was cut
-- `lock`    held while one of these scripts changes something, and free whenever its holder is gone
+
+Beside the folders, for all batches of the machine:
+
+- `.lock`   held while one of these scripts changes something, and free whenever its holder is gone
+- `.ended`  marks of launches that were ended or replaced: a call of one that comes late, or was overtaken by its own end,
+  starts nothing
 """
 
 from __future__ import annotations
@@ -19,11 +24,16 @@ KEPT_BYTES = 1024 * 1024
 TAIL_LINES = 40
 TAIL_BYTES = 16 * 1024
 
-# Status of a script that will not do better next time; 1 is for all other failures.
+# Status of a script that will not do better next time, and of one that had to wait too long for another; 1 is for all
+# other failures.
 HOPELESS = 3
+BUSY = 4
+LOCK_S = 30
 
 # Results, one a line on standard output: a word, and perhaps a value.
-COMMON = """
+COMMON = (
+    f"LOCK_S={LOCK_S}"
+    + """
 set -uf
 umask 077
 PATH=$PATH:$HOME/.local/bin
@@ -47,8 +57,8 @@ started() {
   case $1 in Z | X) ;; *) say "${20}" ;; esac
 }
 
-# members: pids of the session that our process began, it included, if it is still ours.
-members() {
+# session: pids of the session that our process began, it included, if it is still ours.
+session() {
   [ -n "$pid" ] || return 0
   now=$(started "$pid")
   [ -z "$now" ] || [ "$now" = "$start" ] || return 0
@@ -56,10 +66,21 @@ members() {
   for each in /proc/[0-9]*; do
     { read -r stat <"$each/stat"; } 2>/dev/null || continue
     set -- ${stat##*) }
+    # A process may have any name, also one that looks like something else here.
+    [ $# -ge 20 ] || continue
     [ "$4" = "$pid" ] && [ "${20}" -ge "$start" ] || continue
     case $1 in Z | X) ;; *) say "${each#/proc/}" ;; esac
   done
   set -f
+}
+
+# members: the session, and what left it but has our variable in its environment, as workers of an engine may.
+members() {
+  {
+    session
+    set +f
+    grep -lsF "AIBRIX_ENGINE=$dir/" /proc/[0-9]*/environ | while IFS=/ read -r _ _ each _; do say "$each"; done
+  } | sort -u
 }
 
 recall() {
@@ -72,7 +93,7 @@ recall() {
 end() {
   left=$(members)
   [ -n "$left" ] || return 0
-  kill -s TERM -- "-$pid" 2>/dev/null
+  kill -s TERM $left 2>/dev/null
   tries=$(($1 * 5))
   while left=$(members) && [ -n "$left" ] && [ "$tries" -gt 0 ]; do
     sleep 0.2
@@ -88,11 +109,17 @@ end() {
 }
 
 lock() {
-  [ -d "$dir" ] || mkdir -p "$dir" || refuse "$dir cannot be made: is the disk full?"
-  (: >>"$dir/lock") || exit 1
-  exec 9>>"$dir/lock"
-  flock -w 20 9 || refuse "another command of this batch does not end"
+  for needed in flock setsid; do
+    command -v "$needed" >/dev/null || { say "$needed is not installed on the machine" >&2; exit 3; }
+  done
+  [ -d "$root" ] || mkdir -p "$root" || refuse "$root cannot be made: is the disk full?"
+  (: >>"$root/.lock") || exit 1
+  exec 9>>"$root/.lock"
+  flock -w "$LOCK_S" 9 || { say "another command on the machine does not end" >&2; exit 4; }
 }
+
+# retire MARK: its calls change nothing any more. On a full disk nothing new can be started either.
+retire() { [ -z "$1" ] || printf '\\n%s\\n' "$1" >>"$root/.ended"; } 2>/dev/null
 
 # process: `running`, `exited STATUS`, or `absent`.
 process() {
@@ -140,11 +167,16 @@ detach() {
 begin() {
   lock
   recall
+  if grep -qsxF "$2" "$root/.ended"; then
+    say replaced
+    exit 0
+  fi
   if [ "$number" = "$1" ] && [ "$mark" = "$2" ] && [ -n "$pid" ]; then
     return 1
   fi
   if [ -n "$adopt" ]; then
     if alive; then
+      retire "$mark"
       put launch "$1 $2"
       return 1
     fi
@@ -153,6 +185,8 @@ begin() {
     exit 0
   fi
   end 5
+  [ "$mark" = "$2" ] || retire "$mark"
+  mkdir -p "$dir" || refuse "$dir cannot be made: is the disk full?"
   rm -f "$dir/process" "$dir/exit" "$dir/phase" "$dir/log" "$dir/log.old" "$dir/key"
   pid=
   put key "$key"
@@ -170,6 +204,7 @@ cut() {
   : >"$dir/log"
 }
 """
+)
 
 # BATCH NUMBER MARK PROGRAM ARGUMENTS...; $key
 START_PROCESS = (
@@ -179,7 +214,8 @@ command -v "$4" >/dev/null || { say "$4 is not installed on the machine" >&2; ex
 if begin "$2" "$3"; then
   shift 3
   VLLM_API_KEY=$key
-  export VLLM_API_KEY
+  AIBRIX_ENGINE=$dir/
+  export VLLM_API_KEY AIBRIX_ENGINE
   detach "$@"
 fi
 recall
@@ -202,11 +238,12 @@ cut "$4" "$5"
 """
 )
 
-# BATCH LINES BYTES
+# BATCH LINES BYTES. The last bytes of everything, so that only the first word may have lost its beginning.
 PROCESS_LOG = (
     COMMON
     + """
-{ tail -c "$3" "$dir/log.old"; tail -c "$3" "$dir/log"; } 2>/dev/null | tail -n "$2"
+report 2>/dev/null
+{ tail -c "$3" "$dir/log.old"; tail -c "$3" "$dir/log"; } 2>/dev/null | tail -c "$3" | tail -n "$2"
 """
 )
 
@@ -214,7 +251,8 @@ PROCESS_LOG = (
 STOP_PROCESS = (
     COMMON
     + """
-[ -d "$dir" ] || exit 0
+[ -d "$root" ] || mkdir -p "$root" || exit 0
+retire "$3"
 lock
 recall
 if [ "$number" != "$2" ] || [ "$mark" != "$3" ]; then
@@ -233,7 +271,8 @@ find_docker() {
   elif sudo -n docker version >/dev/null 2>&1; then
     docker='sudo -n docker'
   else
-    refuse "Docker does not answer on the machine: $(sudo -n docker version 2>&1 | tail -n 1 | tail -c 200)"
+    why=$(docker version 2>&1 | tail -n 1 | cut -c 1-90)
+    refuse "Docker does not answer: $why; by sudo: $(sudo -n docker version 2>&1 | tail -n 1 | cut -c 1-60)"
   fi
 }
 
@@ -244,9 +283,16 @@ container() {
   { read -r step <"$dir/phase"; } 2>/dev/null
   before=$(process)
   case $before in
-    running) say "$step" ;;
+    running) say "${step:-starting}" ;;
     'exited 0')
-      state=$($docker inspect -f '{{.State.Running}} {{.State.ExitCode}}' "$1" 2>/dev/null) || state='false 137'
+      if ! state=$($docker inspect -f '{{.State.Running}} {{.State.ExitCode}}' "$1" 2>/dev/null); then
+        # Only a container that is known not to be there has ended.
+        why=$($docker inspect "$1" 2>&1 >/dev/null)
+        case $why in
+          *[Nn]'o such '*) state='false 137' ;;
+          *) refuse "Docker does not say how the container is: $why" ;;
+        esac
+      fi
       case $state in
         'true '*) say running ;;
         *) say "exited ${state##* }" ;;
@@ -319,7 +365,8 @@ CONTAINER_LOG = (
     + DOCKER
     + """
 find_docker
-{ tail -c "$3" "$dir/log"; $docker logs --tail "$2" "$4" 2>&1 | tail -c "$3"; } 2>/dev/null | tail -n "$2"
+report 2>/dev/null
+{ tail -c "$3" "$dir/log"; $docker logs --tail "$2" "$4" 2>&1; } 2>/dev/null | tail -c "$3" | tail -n "$2"
 """
 )
 
@@ -328,7 +375,8 @@ STOP_CONTAINER = (
     COMMON
     + DOCKER
     + """
-[ -d "$dir" ] || exit 0
+[ -d "$root" ] || mkdir -p "$root" || exit 0
+retire "$3"
 lock
 recall
 if [ "$number" != "$2" ] || [ "$mark" != "$3" ]; then

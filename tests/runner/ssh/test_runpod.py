@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.runner.runtimes import ssh
+from services.runner.runtimes import ssh_health
 from services.runner.runtimes.base import Gone, Pending, RuntimeFailed
 from services.runner.runtimes.runpod import RunPod
 from tests.conftest import free_port
@@ -215,7 +215,7 @@ async def test_an_engine_that_hangs_while_it_loads_explains_itself(m: Machine, r
 async def test_an_engine_that_hangs_after_it_was_ready(
     m: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "HEALTH_S", 0.3)
+    monkeypatch.setattr(ssh_health, "HEALTH_S", 0.3)
     runtime = RunPod(settings(m, tmp_path, hang_timeout_s=0.2))
     m.knobs(hang_after_requests=1)
     driver = await Driver.launch(runtime, spec_for("RunPod", options(m)))
@@ -311,4 +311,4 @@ async def test_a_pid_that_was_given_to_somebody_else_is_left_alone(m: Machine, r
     record.write_text(f"{pid} 1\n")  # this process, with another start time
     await runtime.release(driver.handle)
     assert psutil.pid_exists(pid)
-    assert len(m.engines()) == 1  # nobody knows of it any more; the machine's end is its end
+    assert m.left_over() == []  # the engine is known by its environment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def complain(text: str) -> None:
 def daemon(status: int = 1) -> None:
     """Every command that needs the daemon asks whether it is there and whether we may."""
     wanted = containers.knobs()
+    time.sleep(wanted.get("daemon_s", 0))
+    if sys.argv[1:2] in [[command] for command in wanted.get("daemon_fails", [])]:
+        raise Failed(f"{DAEMON}context deadline exceeded", status)
     if wanted.get("docker_down"):
         raise Failed(
             "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?", status
