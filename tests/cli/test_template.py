@@ -89,14 +89,14 @@ def test_thirty_errors_are_thirty_lines(tmp_path: Path) -> None:
 
 
 def test_warnings_change_no_exit_code(tmp_path: Path) -> None:
-    ignored = changed("spec.parallelism.sp", 2, changed("spec.service_id", "a"))
+    ignored = changed("spec.parallelism.sp", 2, changed("spec.parallelism.cp", 2))
     homeless = changed("spec.engine.type", "trtllm", changed("name", "trt"))
     file = write(tmp_path / "t.yaml", ignored, homeless)
     done = cli("template", "validate", file)
     assert done.returncode == 0
     first, second, *rest = done.stdout.splitlines()
     assert first == (
-        f"{file}: warning: llama3-8b-a10@v1.10.0: spec.parallelism.sp, spec.service_id are accepted and not honoured"
+        f"{file}: warning: llama3-8b-a10@v1.10.0: spec.parallelism.sp, spec.parallelism.cp are accepted and not honoured"
     )
     assert second.startswith(f"{file}: warning: trt@v1.10.0: it cannot be started: spec.engine.type: 'trtllm' ")
     assert "llamacpp, mock, sglang, vllm" in second
@@ -173,7 +173,7 @@ def test_the_output_that_the_page_of_commands_shows(tmp_path: Path) -> None:
     folder.mkdir()
     tiny = changed("spec.engine", {"type": "mock"}, changed("name", "tiny", changed("version", ...)))
     old = changed("status", "deprecated", changed("version", "v0.9.0", tiny))
-    write(folder / "tiny.yaml", changed("spec.service_id", "a", tiny), old)
+    write(folder / "tiny.yaml", changed("spec.parallelism.sp", 2, tiny), old)
     (folder / "llama.yaml").write_text(
         "# yaml-language-server: $schema=docs/template.schema.json\n"
         "\n"

@@ -266,12 +266,9 @@ class TemplateSpec(Strict):
             "parallelism.sp": self.parallelism.sp > 1,
             "parallelism.cp": self.parallelism.cp > 1,
             "accelerator.interconnect": self.accelerator.interconnect is not None,
-            "accelerator.vram_gb": self.accelerator.vram_gb is not None,
             "accelerator.sku_hint": self.accelerator.sku_hint is not None,
             "engine.metrics_endpoint": self.engine.metrics_endpoint is not None,
-            "model_source.auth_secret_ref": self.model_source.auth_secret_ref is not None,
             "quantization.weights_artifact_uri": self.quantization.weights_artifact_uri is not None,
-            "service_id": self.service_id is not None,
         }
         return [name for name, is_set in set_fields.items() if is_set]
 

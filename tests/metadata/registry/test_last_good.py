@@ -118,12 +118,12 @@ async def test_of_a_flood_of_problems_some_are_told(over, path, logs):
 
 
 async def test_what_is_not_honoured_is_told_once_by_field(over, path, logs):
-    put(path, text(entry("a", spec=a_spec(service_id="secret-id")), entry("b")))
+    put(path, text(entry("a", spec=a_spec(quantization={"weights_artifact_uri": "secret-id"})), entry("b")))
     async with over(path) as registry:
-        put(path, text(entry("a", spec=a_spec(service_id="secret-id")), entry("c")))
+        put(path, text(entry("a", spec=a_spec(quantization={"weights_artifact_uri": "secret-id"})), entry("c")))
         await registry.reload()
     found = [log for log in logs if log["event"] == "accepted, not honoured"]
     assert [(log["kind"], log["name"], log["version"], log["fields"]) for log in found] == [
-        ("templates", "a", "v1", ["service_id"])
+        ("templates", "a", "v1", ["quantization.weights_artifact_uri"])
     ]
     assert "secret-id" not in str(logs)
