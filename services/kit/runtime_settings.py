@@ -65,7 +65,8 @@ class Kubernetes(Section):
     """Engines on Kubernetes, for the targets Kubernetes and KubernetesJob (runner); see docs/runtimes-kubernetes.md."""
 
     namespace: str = ""
-    """Namespace of the engines. Empty: the runner's own, else that of the kubeconfig. Give engines one without other Secrets."""
+    """Namespace of the engines (planner, too). Empty: the process's own, else that of the kubeconfig. Give engines one without
+    other Secrets."""
     allowed_namespaces: str = ""
     """Comma-separated namespaces that a batch may name besides. `*`: any."""
     allowed_images: str = "vllm/vllm-openai,lmsysorg/sglang,ghcr.io/ggml-org/llama.cpp"

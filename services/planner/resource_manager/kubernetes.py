@@ -51,6 +51,7 @@ class Kubernetes:
 
     def __init__(self, settings: Settings, connect: Connect = connect) -> None:
         self.connect = connect
+        self._engines = settings.kubernetes.namespace
         self.client: Any = None
         self._connecting = asyncio.Lock()  # two calls at once would make two clients, and one of them is never closed
         self.namespace = ""
@@ -131,7 +132,8 @@ class Kubernetes:
             async with asyncio.timeout(2 * TIMEOUT_S):
                 async with self._connecting:
                     if self.client is None:
-                        self.client, self.namespace = await self.connect()
+                        self.client, own = await self.connect()
+                        self.namespace = self._engines or own
                 return await self._call(what, method)
         except NoCredentials as error:
             raise ProviderError("InvalidCredential", error.message, retryable=False) from error
