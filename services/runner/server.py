@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,13 @@ async def close(runtime: Runtime) -> None:
         log.exception("runtime not closed", target=runtime.target)
 
 
+async def close_all(runtimes: Iterable[Runtime]) -> None:
+    """Together: whoever stops this process waits for the slowest only."""
+    async with asyncio.TaskGroup() as group:
+        for runtime in runtimes:
+            group.create_task(close(runtime))
+
+
 @dataclass(frozen=True)
 class Opened:
     """A runner that can be asked how it is, and reports to metadata, before it takes its first lease."""
@@ -58,8 +65,7 @@ async def opened(settings: Settings, runtimes: Mapping[str, Runtime], *, slots: 
     register = partial(pb_grpc.add_RunnerServiceServicer_to_server, RunnerServicer(service))
     names = ["brix.runner.v1.RunnerService"]
     async with AsyncExitStack() as stack:
-        for runtime in runtimes.values():
-            stack.push_async_callback(close, runtime)
+        stack.push_async_callback(close_all, runtimes.values())
         metadata = await stack.enter_async_context(channel(settings.metadata_addr))
         reporter = Reporter(runners_pb2_grpc.RunnerRegistryServiceStub(metadata), service, runtimes.get(EXTERNAL))
         leases = Leases(leases_pb2_grpc.LeaseServiceStub(metadata), runner_id)

@@ -47,7 +47,8 @@ def render_service(plan: Plan, owner: dict[str, Any]) -> dict[str, Any]:
             "name": owner["metadata"]["name"],
             "uid": owner["metadata"]["uid"],
             "controller": True,
-            "blockOwnerDeletion": True,
+            # True would take rights on the finalizers of Deployments, and nothing waits for a Service.
+            "blockOwnerDeletion": False,
         }
     ]
     return {
