@@ -31,6 +31,24 @@ LONG_WORDS = " ".join(["x" * 255] * 7)
 SSHD = ("/usr/sbin/sshd", "/usr/local/sbin/sshd")
 
 
+# The mock engine with a key at its door, as vLLM has one: the runtime sends nothing to an engine that lets everybody in.
+KEYED = """
+import os
+from aiohttp import web
+from services.runner.engines import mock
+
+answer, key = mock.MockEngine.answer, "Bearer " + os.environ["VLLM_API_KEY"]
+
+async def guarded(self, request):
+    if request.path.startswith("/v1") and request.headers.get("Authorization") != key:
+        return web.json_response({"error": "Unauthorized"}, status=401)
+    return await answer(self, request)
+
+mock.MockEngine.answer = guarded
+mock.main(mock.parse_arguments())
+"""
+
+
 @dataclass(frozen=True)
 class Sshd:
     port: int
@@ -120,7 +138,7 @@ async def machine(folder: Path) -> AsyncIterator[Sshd]:
     vllm = bin / "vllm"
     root = shlex.quote(str(Path(__file__).parents[1]))
     vllm.write_text(
-        f'#!/bin/sh\nshift 2\ncd {root} && exec {shlex.quote(sys.executable)} -m services.runner.engines.mock "$@"\n'
+        f'#!/bin/sh\nshift 2\ncd {root} && exec {shlex.quote(sys.executable)} -c {shlex.quote(KEYED)} "$@"\n'
     )
     vllm.chmod(0o755)
     port = support.free_port()

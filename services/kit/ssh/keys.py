@@ -13,6 +13,8 @@ import asyncssh
 
 VARIABLE = "AIBRIX_BATCH_SSH_KEY_FILE"
 LARGEST_KEY_FILE = 64 * 1024
+# What others may not do: anything with a file of ours, anything but read one that root lends to a group of ours.
+PRIVATE, SHARED = 0o077, 0o037
 # Plain keys only. A host certificate says nothing here: there is no authority that we trust.
 HOST_KEY_ALGORITHMS = (
     "ssh-ed25519",
@@ -54,12 +56,17 @@ def _read_private(path: Path) -> bytes:
             raise ValueError(f"{VARIABLE}: {path} is not a regular file")
         if status.st_uid not in (os.geteuid(), 0):
             raise ValueError(f"{VARIABLE}: {path} belongs to another user, who may read it")
-        if status.st_mode & 0o077:
+        if status.st_mode & (SHARED if _is_lent(status) else PRIVATE):
             mode = stat.S_IMODE(status.st_mode)
             raise ValueError(f"{VARIABLE}: others may read {path} (mode {mode:04o}); do `chmod 600` on it")
         return os.read(descriptor, LARGEST_KEY_FILE)
     finally:
         os.close(descriptor)
+
+
+def _is_lent(status: os.stat_result) -> bool:
+    """Whether root gave it to our group, as Kubernetes does with Secrets: it is nobody's own in a pod that is not root."""
+    return status.st_uid == 0 != os.geteuid() and status.st_gid in {os.getegid(), *os.getgroups()}
 
 
 def public_line(key: asyncssh.SSHKey) -> str:

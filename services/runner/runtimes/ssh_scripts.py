@@ -12,8 +12,7 @@ Each batch has a folder there, `~/.aibrix-batch/<batch>/`; those that share an e
 Beside the folders, for all batches of the machine:
 
 - `.lock`   held while one of these scripts changes something, and free whenever its holder is gone
-- `.ended`  marks of launches that were ended or replaced: a call of one that comes late, or was overtaken by its own end,
-  starts nothing
+- `.ended`  marks of launches that are over: a call of one that comes late, or that its own end overtook, starts nothing
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ KEPT_BYTES = 1024 * 1024
 TAIL_LINES = 40
 TAIL_BYTES = 16 * 1024
 
-# Status of a script that will not do better next time, and of one that had to wait too long for another; 1 is for all
-# other failures.
+# Status of a script that will not do better next time, and of one that waited too long for another; 1 is for the rest.
 HOPELESS = 3
 BUSY = 4
 LOCK_S = 30
@@ -196,8 +194,8 @@ begin() {
 
 report() { printf 'key %s\\n' "$(cat "$dir/key")"; }
 
-# cut BYTES KEPT: the log, in place, since its writer appends.
-cut() {
+# shorten BYTES KEPT: the log, in place, since its writer appends.
+shorten() {
   size=$(wc -c 2>/dev/null <"$dir/log") || return 0
   [ "$size" -gt "$1" ] || return 0
   tail -c "$2" "$dir/log" >"$dir/log.old" 2>/dev/null
@@ -234,7 +232,7 @@ if [ "$number" != "$2" ] || [ "$mark" != "$3" ]; then
   exit 0
 fi
 process
-cut "$4" "$5"
+shorten "$4" "$5"
 """
 )
 
@@ -266,14 +264,24 @@ rm -rf "$dir"
 # Docker as this user, or as root without a password. $docker is split into words on purpose.
 DOCKER = """
 find_docker() {
-  if docker version >/dev/null 2>&1; then
+  if answers docker; then
     docker=docker
-  elif sudo -n docker version >/dev/null 2>&1; then
-    docker='sudo -n docker'
-  else
-    why=$(docker version 2>&1 | tail -n 1 | cut -c 1-90)
-    refuse "Docker does not answer: $why; by sudo: $(sudo -n docker version 2>&1 | tail -n 1 | cut -c 1-60)"
+    return
   fi
+  why=$answer
+  answers sudo -n docker || refuse "Docker does not answer: $why; by sudo: $answer"
+  docker='sudo -n docker'
+}
+
+# answers DOCKER...; why not is in $answer. A daemon that hangs does not hold us, nor one of the connection's few sessions.
+answers() {
+  answer=$(timeout 10 "$@" version 2>&1)
+  case $? in
+    0) return 0 ;;
+    124) answer='no answer in 10 s' ;;
+    *) answer=$(say "$answer" | tail -n 1 | cut -c 1-80) ;;
+  esac
+  return 1
 }
 
 # container NAME: `pulling` and `starting` before there is one; then `running` or `exited STATUS`. What failed before
@@ -285,9 +293,9 @@ container() {
   case $before in
     running) say "${step:-starting}" ;;
     'exited 0')
-      if ! state=$($docker inspect -f '{{.State.Running}} {{.State.ExitCode}}' "$1" 2>/dev/null); then
+      if ! state=$(timeout 10 $docker inspect -f '{{.State.Running}} {{.State.ExitCode}}' "$1" 2>/dev/null); then
         # Only a container that is known not to be there has ended.
-        why=$($docker inspect "$1" 2>&1 >/dev/null)
+        why=$(timeout 10 $docker inspect "$1" 2>&1 >/dev/null)
         case $why in
           *[Nn]'o such '*) state='false 137' ;;
           *) refuse "Docker does not say how the container is: $why" ;;
@@ -355,7 +363,7 @@ if [ "$number" != "$2" ] || [ "$mark" != "$3" ]; then
 fi
 find_docker
 container "$6"
-cut "$4" "$5"
+shorten "$4" "$5"
 """
 )
 

@@ -111,7 +111,9 @@ async def test_hostile_models_and_flags_reach_the_engine_as_they_are(
     """Through all shells between us and the program: the script's, and the one that is detached."""
     log = m.home / ".aibrix-batch" / "b" / "log"
     arguments = ["b", "1", "mark", "record-args", *HOSTILE]
-    done = await run(connection, ssh_scripts.START_PROCESS, arguments, variables={"key": "k", "adopt": ""}, timeout_s=20)
+    done = await run(
+        connection, ssh_scripts.START_PROCESS, arguments, variables={"key": "k", "adopt": ""}, timeout_s=20
+    )
     assert done.status == 0, done.complaints
     await until(lambda: len(log.read_text().splitlines()) == 2, "recorded")
     assert json.loads(log.read_text().splitlines()[1]) == HOSTILE
@@ -124,7 +126,9 @@ async def test_hostile_images_and_flags_reach_docker_as_they_are(
     m.knobs(images=["$(touch $HOME/hit)"])
     image, flags = "$(touch $HOME/hit)", ["--model", *HOSTILE]
     arguments = ["b", "1", "mark", image, "aibrix-b-1", "8000", *flags]
-    done = await run(connection, ssh_scripts.START_CONTAINER, arguments, variables={"key": "k", "adopt": ""}, timeout_s=20)
+    done = await run(
+        connection, ssh_scripts.START_CONTAINER, arguments, variables={"key": "k", "adopt": ""}, timeout_s=20
+    )
     assert done.status == 0, done.complaints
 
     def call(command: str) -> list[str]:

@@ -56,6 +56,19 @@ def rubbish(folder: Path) -> Path:
     return write(folder / "key", b"\x00\xff not a key")
 
 
+def damaged(folder: Path) -> Path:
+    rsa = asyncssh.generate_private_key("ssh-rsa", key_size=2048).export_private_key("pkcs1-der")
+    return write(folder / "key", rsa[:700] + bytes(20) + rsa[720:])
+
+
+def of_another_user(folder: Path) -> Path:
+    path = write(folder / "key", KEY.export_private_key())
+    if os.geteuid() != 0:
+        pytest.skip("only root can read a file that nobody else but its owner may read")
+    os.chown(path, 12345, -1)
+    return path
+
+
 def a_folder(folder: Path) -> Path:
     (folder / "key").mkdir(mode=0o700)
     return folder / "key"
@@ -75,6 +88,8 @@ def a_pipe(folder: Path) -> Path:
         (encrypted_pem, "passphrase"),
         (public_half, "no private key"),
         (rubbish, "no private key"),
+        (damaged, "no private key"),
+        (of_another_user, "another user"),
         (a_folder, "not a regular file"),
         (a_pipe, "not a regular file"),
     ],

@@ -166,6 +166,13 @@ async def test_a_container_that_somebody_removed(m: Machine, runtime: LambdaClou
     assert m.containers() == []
 
 
+async def test_why_docker_does_not_answer_is_said_for_the_user_and_for_sudo(m: Machine, runtime: LambdaCloud) -> None:
+    m.knobs(docker_needs_root=True, sudo_password=True)
+    gone = await (await Driver.launch(runtime, spec_for(TARGET, options(m)))).gone()
+    assert "permission denied" in gone.why
+    assert "a password is required" in gone.why
+
+
 async def test_a_machine_without_docker(tmp_path: Path) -> None:
     async with machine(tmp_path / "m", without=["docker"]) as m:
         runtime = LambdaCloud(settings(m, tmp_path))
