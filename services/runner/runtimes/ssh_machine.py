@@ -42,6 +42,7 @@ class Machine:
         self._reached = bool(handle.get("ready"))
         self._broken_since: float | None = None
         self._denied_since: float | None = None
+        self._hung_since: float | None = None
         # A key that the resource manager gave to the machine may appear late; one that was seen already may not change.
         self._may_appear_late = bool(handle.get("host_key_given"))
         self._target = self._target_of(handle)
@@ -72,7 +73,7 @@ class Machine:
         connection = await self.connection()
         finished = await run(connection, script, arguments, variables=variables, timeout_s=timeout_s)
         # Not before: a machine that lets us in and then does nothing for us is not reached.
-        self._broken_since = None
+        self._broken_since = self._hung_since = None
         return finished
 
     def close(self) -> None:
@@ -83,7 +84,7 @@ class Machine:
     def verdict(self, error: SshError) -> Pending | Gone:
         """What it means that a call failed: wait, or give up."""
         if isinstance(error, TimedOut):
-            return Pending(error.why, CONNECTING)
+            return self._hangs(error)
         if isinstance(error, Unreachable):
             return self._unreachable(error)
         if isinstance(error, WrongHostKey):
@@ -92,6 +93,15 @@ class Machine:
             return self._denied(error)
         assert isinstance(error, Refused | NoShell)
         return Gone(error.why, retryable=isinstance(error, NoShell))
+
+    def _hangs(self, error: SshError) -> Pending | Gone:
+        """It lets us in, and then does nothing: its disk, or Docker, has gone."""
+        now, limit = monotonic(), self._settings.hang_timeout_s
+        self._hung_since = now if self._hung_since is None else self._hung_since
+        if now - self._hung_since < limit:
+            return Pending(error.why, CONNECTING)
+        self.lost = True
+        return Gone(f"the machine has hung: for {limit:g} s {error.why}", machine_lost=True)
 
     def _unreachable(self, error: SshError) -> Pending | Gone:
         now = monotonic()

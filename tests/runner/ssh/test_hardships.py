@@ -361,3 +361,16 @@ async def test_a_disk_that_is_nearly_full_at_every_step(tmp_path: Path) -> None:
             await runtime.release(driver.handle)
             assert m.left_over() == []
         await runtime.close()
+
+
+async def test_a_machine_that_lets_us_in_and_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its disk has gone, say: an SSH server answers from memory for long after that."""
+    monkeypatch.setattr(ssh, "START_S", 0.3)
+    shell = script(tmp_path / "shell", "exec sleep 60")
+    async with machine(tmp_path / "m", shell=shell) as m:
+        runtime = RUNTIMES["RunPod"](settings(m, tmp_path, hang_timeout_s=0.5))
+        driver = await Driver.launch(runtime, spec_for("RunPod", options(m)))
+        gone = await driver.gone()
+        assert gone.machine_lost
+        assert gone.why == "the machine has hung: for 0.5 s a command did not end within 0.3 s"
+        await runtime.close()
