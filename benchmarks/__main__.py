@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from benchmarks import creation, dispatch, latency, planning, saturation, ssh, support, transfer, validation
+from benchmarks import adaptive, creation, dispatch, latency, planning, saturation, ssh, support, transfer, validation
 
 MEASURES: dict[str, Callable[[Path], Awaitable[list[support.Row]]]] = {
     "dispatch": dispatch.measure,
@@ -21,6 +21,7 @@ MEASURES: dict[str, Callable[[Path], Awaitable[list[support.Row]]]] = {
     "creation": creation.measure,
     "planning": planning.measure,
     "ssh": ssh.measure,
+    "adaptive": adaptive.measure,
 }
 
 

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.engine_sim.engine import End, Engine, Sequence
+from benchmarks.engine_sim.engine import Engine
+from benchmarks.engine_sim.sequence import End, Sequence
 from benchmarks.engine_sim.workload import Request
 from benchmarks.engine_sim.world import World
 from services.kit.spec.client import ClientPolicy
@@ -223,4 +224,3 @@ def tenant(world: World, engine: Engine, source: Iterator[Request], per_second: 
         world.after(world.rand.expovariate(per_second), come)
 
     world.after(world.rand.expovariate(per_second), come)
-

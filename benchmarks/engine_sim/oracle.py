@@ -14,7 +14,37 @@ from benchmarks.engine_sim.simulate import Make, Run, Simulation, simulate
 from services.kit.spec.client import ClientPolicy
 from services.runner.inference.limit import Controller, Fixed
 
-GRID = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160, 176, 192, 208)
+GRID = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+    10,
+    12,
+    14,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    72,
+    80,
+    96,
+    112,
+    128,
+    144,
+    160,
+    176,
+    192,
+    208,
+)
 GRID_ABOVE = (224, 256, 320, 400, 512, 640, 800, 1_024)
 STEPS = (0.25, 0.5, 0.7, 0.85, 0.93, 1.0, 1.07, 1.15, 1.3, 1.6, 2.0, 3.0)
 AS_GOOD = 0.995

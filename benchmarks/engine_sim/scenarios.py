@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from benchmarks.engine_sim.engine import EngineSpec
+from benchmarks.engine_sim.sequence import EngineSpec
 from benchmarks.engine_sim.specs import A10_8B, H100_8B, H100X4_70B
 from benchmarks.engine_sim.workload import ANSWERS_LONG, CHAT, DOCUMENTS, EVEN, HEAVY_TAIL, MIXED, SHARED, Workload
 
@@ -112,13 +112,17 @@ KNEE_64 = replace(H100_8B, max_seqs=64)
 SMALL_KV = replace(SLOW_PREFILL, kv_tokens=90_000)
 CYCLE = replace(SLOW_PREFILL, kv_tokens=295_000)
 
-KV_CLIFF = Scenario("KV cliff", "the KV cache is full at about 90 requests, and prefill is slow", (SMALL_KV,), ANSWERS_LONG)
+KV_CLIFF = Scenario(
+    "KV cliff", "the KV cache is full at about 90 requests, and prefill is slow", (SMALL_KV,), ANSWERS_LONG
+)
 THRASH = Scenario(
     "prefix cache thrash", "300 documents in turn fit into the cache beside few requests only", (CYCLE,), SHARED
 )
 SILENT = Scenario(
     "silent queue", "64 run, everything else waits and is never refused; the cap is 1,024", (KNEE_64,), CHAT, cap=1_024
 )
+
+GROWS = Scenario("latency grows", "steps get slower up to 256, throughput grows on", (H100X4_70B,), MIXED, seconds=900)
 
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario("knee at 8", "8 sequences, as a small llama.cpp server", (replace(A10_8B, max_seqs=8),), CHAT),
@@ -144,7 +148,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         CHAT,
         (Change(60, H100_8B),),
     ),
-    Scenario("noisy latency", "answers come late by 3 s on average, steps vary", (replace(H100_8B, jitter=0.5),), CHAT, delay_s=3.0),
+    Scenario(
+        "noisy latency",
+        "answers come late by 3 s on average, steps vary",
+        (replace(H100_8B, jitter=0.5),),
+        CHAT,
+        delay_s=3.0,
+    ),
     Scenario("heavy-tailed output", "outputs from 4 to 8,192 tokens", (H100_8B,), HEAVY_TAIL, seconds=900),
     Scenario(
         "other tenant",
@@ -162,7 +172,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("endpoint added", "a second one after 200 s", (KNEE_64,), CHAT, (Add(200, KNEE_64),)),
     Scenario("endpoint lost", "one of two is lost after 200 s", (KNEE_64, KNEE_64), CHAT, (Lose(200, 1),)),
     Scenario("1% errors", "one request in 100 gets a 500", (H100_8B,), CHAT, error_rate=0.01),
-    Scenario("latency grows", "steps get slower up to 256, throughput grows on", (H100X4_70B,), MIXED, seconds=900),
+    GROWS,
+    GROWS.blind(),
     SILENT,
     SILENT.blind(),
     Scenario("error burst", "everything in flight gets a 503, for one second", (H100_8B,), CHAT, (Burst(200, 1),)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from benchmarks.engine_sim.scenarios import Scenario
 from benchmarks.engine_sim.simulate import SAMPLE_S, Run
@@ -12,6 +13,8 @@ WINDOW = 10
 SETTLED = 0.9
 REST = 30
 """Seconds after a disturbance that do not count as oscillation."""
+SWING = 60
+"""Seconds in which a limit that goes up and down oscillates; slower, it follows the load."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Score:
     settle_s: float
     """The longest that it took, after the start or a disturbance, until ten seconds brought 90% of the oracle's tokens."""
     oscillation: float
-    """Half the range of the limit around its middle, from 30 s after a disturbance to the next; the worst."""
+    """Half the range of the limit within a minute, over its middle, from 30 s after a disturbance to the next; the worst."""
     queued: float
     """Requests that waited in the engines, on average."""
 
@@ -35,7 +38,7 @@ class Score:
 def score(scenario: Scenario, run: Run, oracle: Run) -> Score:
     done = max(1, run.counts.done)
     edges = [*scenario.disturbances, scenario.seconds]
-    spans = [(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)]
+    spans = [(int(a), int(b)) for a, b in pairwise(edges)]
     settles = [_settle(run.tokens, oracle.tokens, begin, end) for begin, end in spans]
     return Score(
         fraction=run.useful / oracle.useful,
@@ -60,7 +63,10 @@ def _settle(tokens: Sequence[float], best: Sequence[float], begin: int, end: int
 
 
 def _oscillation(limits: Sequence[int]) -> float:
-    if not limits:
-        return 0.0
-    low, high = min(limits), max(limits)
-    return (high - low) / max(1, high + low)
+    worst = 0.0
+    for begin in range(0, max(1, len(limits) - SWING), 5):
+        span = limits[begin : begin + SWING]
+        if span:
+            low, high = min(span), max(span)
+            worst = max(worst, (high - low) / max(1, high + low))
+    return worst

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from benchmarks.engine_sim.client import Client, Counts, Endpoint, Faults, tenant
-from benchmarks.engine_sim.engine import End, Engine, EngineSpec
+from benchmarks.engine_sim.engine import Engine
 from benchmarks.engine_sim.scenarios import Add, Burst, Change, Event, Lose, Restart, Scenario, Tenant
+from benchmarks.engine_sim.sequence import End, EngineSpec
 from benchmarks.engine_sim.world import World
 from services.kit.spec.client import ClientPolicy
 from services.runner.inference.limit import START, Controller
@@ -92,8 +93,8 @@ class Simulation:
             case Change():
                 at(event.at, lambda: self.engines[event.engine].change(event.spec))
             case Restart():
-                at(event.at, lambda: self.engines[event.engine].stop())
-                at(event.at + event.seconds, lambda: self.engines[event.engine].start())
+                at(event.at, self.engines[event.engine].stop)
+                at(event.at + event.seconds, self.engines[event.engine].start)
             case Burst():
                 at(event.at, lambda: self._burst(event))
             case Tenant():

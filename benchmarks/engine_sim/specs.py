@@ -13,7 +13,7 @@ bound by bandwidth: 2 x layers x KV heads x head size x 2 bytes a token. The cac
 
 from __future__ import annotations
 
-from benchmarks.engine_sim.engine import EngineSpec
+from benchmarks.engine_sim.sequence import EngineSpec
 
 H100_8B = EngineSpec(base_s=0.0065, prefill_s=36e-6, sequence_s=20e-6, context_s=0.043e-6, kv_tokens=400_000)
 A10_8B = EngineSpec(base_s=0.030, prefill_s=285e-6, sequence_s=40e-6, context_s=0.24e-6, kv_tokens=36_000)
