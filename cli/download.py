@@ -128,6 +128,7 @@ async def _found(store: ObjectStore, key: str) -> list[File]:
         if len(files) > MOST_FILES:
             raise exits.Refused(f"there are more than {MOST_FILES} objects: this is no model's folder")
     if files:
+        _check_tree(files)
         return files
     try:
         info = await store.head(key)
@@ -156,6 +157,14 @@ def _path(key: str, above: str) -> Path:
     if parts[0] == OURS:
         raise exits.Refused(f"the bucket holds a folder {OURS}, which is a name of ours")
     return Path(*parts)
+
+
+def _check_tree(files: Iterable[File]) -> None:
+    """Error: exits.Refused, for an object that would have to be a file and a folder: to a store, names are just texts."""
+    paths = {file.path for file in files}
+    for path in paths:
+        if above := paths.intersection(path.parents):
+            raise exits.Refused(f"the bucket holds {above.pop()} as a file and as a folder")
 
 
 def _prepare(folder: Path) -> None:

@@ -73,7 +73,8 @@ class Kubernetes(Section):
     """Comma-separated image repositories that a template which a batch brings along may name, with any tag or digest. `*`: any.
     Templates of the registry are the operator's, not bound."""
     allowed_secrets: str = ""
-    """Comma-separated Secrets that such a template may name in `auth_secret_ref`, and a batch as `image_pull_secrets`. `*`: any."""
+    """Comma-separated Secrets that such a template may name in `auth_secret_ref`, and a batch as `image_pull_secrets`. `*`: any
+    but the worker's own."""
     allowed_service_accounts: str = ""
     """Comma-separated service accounts that a batch may name. `*`: any. No engine gets a token of one mounted."""
     image: str = "aibrix-batch:latest"
@@ -87,7 +88,8 @@ class Kubernetes(Section):
     shm_size: str = "16Gi"
     """Largest size of /dev/shm, in memory, where an engine spreads over devices."""
     pending_s: float = Field(default=45.0, gt=0)
-    """How long a pod may be unschedulable, with no node on its way for it, until its batch fails."""
+    """How long a pod may be in trouble that often passes until its batch fails: unschedulable with no node on its way, an image
+    that cannot be pulled, a quota that is used up."""
     start_timeout_s: float = Field(default=3600.0, gt=0)
     """How long it may take until a pod's containers run: nodes that come, images, downloads. `ready_timeout_seconds` of the
     template begins after that."""

@@ -113,9 +113,25 @@ class Allocation:
             raise RuntimeFailed(failure.why, retryable=again, machine_lost=failure.machine_lost) from failure
 
     async def watch(
-        self, alarm: asyncio.Event, on_gone: Callable[[], None], on_ready: Callable[[tuple[Endpoint, ...]], None]
+        self,
+        alarm: asyncio.Event,
+        on_gone: Callable[[], None],
+        on_ready: Callable[[tuple[Endpoint, ...]], None],
+        on_unreachable: Callable[[], None],
     ) -> None:
         """Look after it while requests run: every few seconds, and at `alarm`. Error: RuntimeFailed."""
+        try:
+            await self._watch(alarm, on_gone, on_ready, on_unreachable)
+        finally:
+            self._alert(None)
+
+    async def _watch(
+        self,
+        alarm: asyncio.Event,
+        on_gone: Callable[[], None],
+        on_ready: Callable[[tuple[Endpoint, ...]], None],
+        on_unreachable: Callable[[], None],
+    ) -> None:
         while True:
             self._alert(alarm.set)
             await wait_for(alarm, WATCH_S)
@@ -125,19 +141,25 @@ class Allocation:
                 on_ready(probe.endpoints)
             if isinstance(probe, Pending) and probe.phase:
                 self._on_phase(probe.phase)
+            if isinstance(probe, Pending) and probe.unreachable:
+                on_unreachable()
             if not isinstance(probe, Gone):
                 await asyncio.sleep(FIRST_PROBE_S)
                 continue
             log.warning("runtime is gone", why=headline(probe.why))
             on_gone()
-            self._count_failure()
-            await self._drop_handle()
-            if probe.machine_lost or not probe.retryable or self._failure_count >= self._attempts:
-                raise RuntimeFailed(probe.why, retryable=False, machine_lost=probe.machine_lost)
+            await self._lost(probe)
             endpoints = await self.up(self._held.interrupted)
             if endpoints is None:
                 return
             on_ready(endpoints)
+
+    async def _lost(self, gone: Gone) -> None:
+        """Error: RuntimeFailed, if nothing is to be launched in its place."""
+        self._count_failure()
+        await self._drop_handle()
+        if gone.machine_lost or not gone.retryable or self._failure_count >= self._attempts:
+            raise RuntimeFailed(gone.why, retryable=False, machine_lost=gone.machine_lost)
 
     def _alert(self, wake: Callable[[], None] | None) -> None:
         if self._handle is not None and isinstance(self._runtime, Alerting):

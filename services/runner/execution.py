@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from urllib.parse import urlsplit
 
 import structlog
@@ -242,7 +243,8 @@ class Execution:
             dispatcher.resume("no runtime")
 
         try:
-            await allocation.watch(dispatcher.pool.alarm, on_gone, on_ready)
+            pause = partial(dispatcher.pause, "no runtime")
+            await allocation.watch(dispatcher.pool.alarm, on_gone, on_ready, pause)
         except RuntimeFailed as failure:
             self._on_runtime_failed(failure)
             dispatcher.stop(0.0)

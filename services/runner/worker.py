@@ -16,11 +16,12 @@ import uvloop
 from services.kit import clock
 from services.kit import log as logs
 from services.kit.clock import monotonic
-from services.kit.errors import NotFound, ServiceError
+from services.kit.errors import InvalidArgument, NotFound, ProtocolMismatch, ServiceError
 from services.kit.lifecycle import any_of, background, until_signalled, wait_for
 from services.kit.objects import ObjectStore
 from services.kit.settings import Settings
 from services.runner import server
+from services.runner.domain import Lease
 from services.runner.execution import Execution
 from services.runner.leases import Leases
 from services.runner.runtimes.beside import Beside
@@ -65,7 +66,10 @@ class OneBatch:
         self._runtimes = {engine.target: engine}
         self._settings = settings.runner
         self._stopping = asyncio.Event()
-        self._heard_at = monotonic()
+        self._began = monotonic()
+        self._was_heard = False
+        self.why = ""
+        """Why the configuration is wrong."""
 
     def drain(self) -> None:
         """Commit, hand the batch back, and return."""
@@ -79,21 +83,32 @@ class OneBatch:
             try:
                 if await self._step():
                     return Exit.ENDED
-                self._heard_at = monotonic()
-            except NotFound:
-                log.error("there is no such batch", batch_id=self._batch_id)
+            except (NotFound, InvalidArgument, ProtocolMismatch) as error:
+                self.why = f"metadata refuses the batch {self._batch_id}: {error.message}"
                 return Exit.BAD_CONFIGURATION
             except ServiceError as error:
                 log.warning("metadata does not answer, trying again", error=error.message)
-                if monotonic() - self._heard_at > SILENT_S:
+                if not self._was_heard and monotonic() - self._began > SILENT_S:
+                    self.why = f"metadata has not answered for {SILENT_S:g} s: {error.message}"
                     return Exit.BAD_CONFIGURATION
                 await wait_for(self._stopping, AFTER_ERROR_S)
-        return Exit.HANDED_BACK
+        return Exit.ENDED if await self._has_ended() else Exit.HANDED_BACK
+
+    async def _has_ended(self) -> bool:
+        """What was in flight when we were told to end may have been the rest of it."""
+        try:
+            return bool(await self._leases.ended([self._batch_id]))
+        except ServiceError as error:
+            log.warning("nobody knows whether the batch has ended", error=error.message)
+            return False
 
     async def _step(self) -> bool:
         """Whether the batch has ended. Errors: NotFound, and outages."""
+        if await self._leases.ended([self._batch_id]):
+            return True
         sent_at = clock.monotonic()
-        lease = await self._leases.acquire(self._service.targets, WAIT_S, self._batch_id)
+        lease = await self._lease()
+        self._was_heard = True
         if lease is not None:
             with structlog.contextvars.bound_contextvars(batch_id=lease.batch_id):
                 execution = Execution(self._leases, lease, sent_at, self._store, self._runtimes, self._settings)
@@ -104,7 +119,26 @@ class OneBatch:
                     await execution.run()
                 finally:
                     self._service.executions.discard(execution)
-        return bool(await self._leases.ended([self._batch_id]))
+        return False
+
+    async def _lease(self) -> Lease | None:
+        """None: somebody else holds it, or we are told to stop."""
+        answers: list[Lease | ServiceError | None] = []
+        answered = asyncio.Event()
+
+        async def ask() -> None:
+            try:
+                answers.append(await self._leases.acquire(self._service.targets, WAIT_S, self._batch_id))
+            except ServiceError as error:
+                answers.append(error)
+            answered.set()
+
+        async with background(ask()):
+            await any_of(answered, self._stopping)
+        answer = answers[0] if answers else None
+        if isinstance(answer, ServiceError):
+            raise answer
+        return answer
 
 
 async def run(settings: Settings, batch_id: str) -> Exit:
@@ -119,6 +153,8 @@ async def run(settings: Settings, batch_id: str) -> Exit:
                 one = OneBatch(batch_id, opened.service, opened.leases, opened.store, engine, settings)
                 async with background(_drain(one, silent, signalled)):
                     code = await one.run()
+                if code is Exit.BAD_CONFIGURATION:
+                    tell(settings, one.why)
         if code is Exit.HANDED_BACK and silent.is_set():
             tell(settings, f"the engine was not ready within {settings.worker.engine_ready_s:g} s: {engine.why}")
             return Exit.ENGINE_NEVER_READY
@@ -145,6 +181,8 @@ def main(settings: Settings, batch_id: str) -> int:
     except Exception as error:
         # An address that cannot be bound, a store that cannot be opened: the next pod would fare no better.
         log.exception("stopped by a failure")
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
         tell(settings, f"the worker cannot run: {type(error).__name__}")
         return Exit.BAD_CONFIGURATION
     log.info("stopping", code=code.name)

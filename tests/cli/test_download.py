@@ -200,6 +200,13 @@ async def test_keys_that_are_no_files_names_are_refused(key: str, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_file_that_is_a_folder_too_is_refused(tmp_path: Path) -> None:
+    """No other try would do better, and an init container is started again for ever at any code but this one."""
+    with pytest.raises(exits.Refused, match="the bucket holds a as a file and as a folder"):
+        await downloads._download(Odd("m/a/b/c", "m/a", "m/b"), "m", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_too_many_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "MOST_FILES", 2)
     with pytest.raises(exits.Refused, match="more than 2 objects"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -9,7 +11,10 @@ import pytest
 
 from services.kit.kubernetes.resources import RESOURCES
 from services.kit.settings import Settings
+from services.runner.runtimes.kubernetes.follow import SELECTORS
 from services.runner.runtimes.kubernetes.plan import PORT as ENGINE_PORT
+from services.runner.runtimes.kubernetes.workloads import Kubernetes, KubernetesJob
+from tests.deploy.files import ROOT
 from tests.deploy.kube import (
     ENGINES,
     PLATFORM,
@@ -24,21 +29,55 @@ from tests.deploy.kube import (
     workloads,
 )
 
-# Namespace, resource: verbs. What each role's code calls.
-ALL = {"create", "get", "list", "watch", "patch", "delete"}
-CALLS: dict[str, dict[tuple[str, str], set[str]]] = {
-    "metadata": {(PLATFORM, "configmaps"): {"get", "list", "watch"}},
-    "planner": {(ENGINES, "namespaces"): {"get"}, (ENGINES, "resourcequotas"): {"list"}},
-    "runner": {
-        (ENGINES, "deployments.apps"): ALL,
-        (ENGINES, "jobs.batch"): ALL,
-        (ENGINES, "services"): {"create", "get", "patch", "delete"},
-        (ENGINES, "pods"): {"get", "list", "watch"},
-        (ENGINES, "pods/log"): {"get"},
-        (ENGINES, "events"): {"list", "watch"},
-        (ENGINES, "resourcequotas"): {"list"},
-        (ENGINES, "endpointslices.discovery.k8s.io"): {"list", "watch"},
-    },
+Rights = dict[tuple[str, str], set[str]]
+SERVICES = ROOT / "services"
+INFORMED = {"list", "watch"}
+# What a method of services.kit.kubernetes.api.Api asks for, and what methods of the client itself do.
+VERBS = {"read": "get"} | {verb: verb for verb in ("create", "list", "watch", "patch", "delete")}
+PLAIN = {"list_namespaced_resource_quota": ("resourcequotas", "list"), "read_namespace": ("namespaces", "get")}
+
+
+def parsed(folder: str) -> Iterator[ast.AST]:
+    for path in sorted((SERVICES / folder).rglob("*.py")):
+        yield from ast.walk(ast.parse(path.read_text()))
+
+
+def of_the_runner() -> Rights:
+    """By its calls of an Api, whose first argument is a resource, or the workload of either target; and what it follows."""
+    rights: Rights = {(ENGINES, resource): set(INFORMED) for resource in SELECTORS}
+    for node in parsed("runner/runtimes/kubernetes"):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Attribute(attr="api" | "_api"), attr="logs")):
+                rights[ENGINES, "pods/log"] = {"get"}
+            case ast.Call(func=ast.Attribute(value=ast.Attribute(attr="api" | "_api"), attr=method), args=[first, *_]):
+                for resource in _resources(first):
+                    rights.setdefault((ENGINES, resource), set()).add(VERBS[method])
+    return rights
+
+
+def _resources(said: ast.expr) -> list[str]:
+    match said:
+        case ast.Constant(value=str(resource)):
+            return [resource]
+        case ast.Attribute(attr="resource"):
+            return [Kubernetes.resource, KubernetesJob.resource]
+    raise AssertionError(f"which resource is {ast.unparse(said)}?")
+
+
+def of_the_planner() -> Rights:
+    rights: Rights = {}
+    for node in parsed("planner/resource_manager"):
+        if isinstance(node, ast.Attribute) and node.attr in PLAIN:
+            resource, verb = PLAIN[node.attr]
+            rights.setdefault((ENGINES, resource), set()).add(verb)
+    return rights
+
+
+CALLS: dict[str, Rights] = {
+    # An Informer of one ConfigMap, by its name.
+    "metadata": {(PLATFORM, "configmaps"): set(INFORMED)},
+    "planner": of_the_planner(),
+    "runner": of_the_runner(),
 }
 BY_NAME = {
     (PLATFORM, "configmaps"): ["aibrix-templates", "aibrix-profiles"],

@@ -7,12 +7,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import structlog
 from kubernetes.aio import config
 from kubernetes.aio.config import incluster_config
 
+from services.kit.errors import InvalidArgument, Unavailable
 from services.kit.kubernetes import backoff
+from services.kit.spec.block import parse_block
+from services.kit.spec.profile import Quota
+from services.kit.spec.resolved import Resolved, resolve
 from services.metadata.registry import configmap
 from services.metadata.registry.configmap import ConfigMapSource
 from services.metadata.registry.registry import Registry, opened
@@ -162,7 +167,7 @@ async def test_no_config_map_is_an_empty_registry_and_told_once(api: Cluster, ov
         (Fault(401), "the Kubernetes API answers 401: its credentials are not accepted"),
         (
             Fault(403, "Forbidden", "configmaps is forbidden"),
-            "the Kubernetes API answers 403: the service account needs `get`, `list` and `watch` on this ConfigMap",
+            "the Kubernetes API answers 403: the service account needs `list` and `watch` on this ConfigMap",
         ),
         (Fault(500, message="of no use"), "the Kubernetes API answers 500: of no use"),
         (Fault(raw=b"<html>"), "the Kubernetes API answers something that is no object"),
@@ -219,6 +224,27 @@ async def test_an_api_that_cannot_be_reached_does_not_stop_the_start(
     await registry.reload()
     assert labels(registry) == []
     assert told(logs) == ["configmap:batch/registry: the Kubernetes API does not answer: ClientConnectorError"]
+
+
+async def test_what_nobody_could_read_yet_is_no_fault_of_the_batch(api: Cluster, over: Open) -> None:
+    """A server that starts during an outage says neither that a template does not exist, nor that no profile binds a batch."""
+    outage = api.fail(Fault(status=500), times=1_000_000, path=PATH)
+    registry = await over(profiles="configmap:batch/registry")
+
+    def meets(**said: object) -> Resolved:
+        return resolve(parse_block(orjson.dumps(said)), registry.catalog, Quota())
+
+    for said in ({"model_template": {"name": "a"}}, {"profile": {"name": "fast"}}, {}):
+        with pytest.raises(Unavailable, match=r"cannot read its (templates|profiles) yet"):
+            meets(**said)
+    api.planned.remove(outage)
+    apply(api)  # it is empty, which is an answer
+
+    await until(lambda: bool(registry.catalog.profiles and registry.catalog.profiles.is_read))
+    assert meets().profile is None
+    for said in ({"model_template": {"name": "a"}}, {"profile": {"name": "fast"}}):
+        with pytest.raises(InvalidArgument, match="are: none"):
+            meets(**said)
 
 
 async def test_an_api_that_is_silent_is_not_waited_for(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from services.kit.errors import InvalidArgument
+from services.kit.errors import InvalidArgument, ServiceError, Unavailable
 from services.kit.spec.profile import Profile
 from services.kit.spec.template import Template
 from services.kit.spec.versions import version_key
@@ -29,14 +29,16 @@ class Templates:
     by_name: Mapping[str, tuple[Template, ...]] = field(default_factory=dict)
     by_operator: bool = True
     """False: ordinary users wrote them, in the console, and they are bound like a template that a batch brings along."""
+    is_read: bool = True
+    """False: the source has not answered since this process began, so nobody knows what there is."""
 
     @classmethod
-    def of(cls, templates: Collection[Template], *, by_operator: bool = True) -> Self:
+    def of(cls, templates: Collection[Template], *, by_operator: bool = True, is_read: bool = True) -> Self:
         """Of templates that differ in (name, version)."""
         by_name: dict[str, list[Template]] = {}
         for one in sorted(templates, key=lambda template: version_key(template.version), reverse=True):
             by_name.setdefault(one.name, []).append(one)
-        return cls({name: tuple(by_name[name]) for name in sorted(by_name)}, by_operator)
+        return cls({name: tuple(by_name[name]) for name in sorted(by_name)}, by_operator, is_read)
 
     def active(self) -> list[Template]:
         """The latest active version of each name that has one."""
@@ -46,11 +48,11 @@ class Templates:
     def resolve(self, name: str, version: str | None) -> Template:
         """The named version in any status, else the latest active one.
 
-        Error: InvalidArgument, param `aibrix.model_template.name` or `aibrix.model_template.version`.
+        Errors: InvalidArgument, param `aibrix.model_template.name` or `aibrix.model_template.version`; Unavailable.
         """
         versions = self.by_name.get(name)
         if versions is None:
-            raise unknown("aibrix.model_template.name", name, "templates", self.by_name)
+            raise not_there(self.is_read, "aibrix.model_template.name", name, "templates", self.by_name)
         if version:
             found = next((one for one in versions if one.version == version), None)
             if found is None:
@@ -72,15 +74,20 @@ class Templates:
 class Profiles:
     by_name: Mapping[str, Profile] = field(default_factory=dict)
     default: str | None = None
+    is_read: bool = True
+    """As that of Templates."""
 
     def resolve(self, name: str) -> Profile:
-        """Error: InvalidArgument, param `aibrix.profile.name`."""
+        """Errors: InvalidArgument, param `aibrix.profile.name`; Unavailable."""
         found = self.by_name.get(name)
         if found is None:
-            raise unknown("aibrix.profile.name", name, "profiles", self.by_name)
+            raise not_there(self.is_read, "aibrix.profile.name", name, "profiles", self.by_name)
         return found
 
     def default_profile(self) -> Profile | None:
+        """Error: Unavailable, since a batch without a profile may not pass by the one that binds it."""
+        if not self.is_read:
+            raise unread("profiles")
         return self.by_name.get(self.default) if self.default is not None else None
 
 
@@ -90,6 +97,14 @@ class Catalog:
 
     templates: Templates | None = None
     profiles: Profiles | None = None
+
+
+def not_there(is_read: bool, param: str, value: str, kind: str, known: Collection[str]) -> ServiceError:
+    return unknown(param, value, kind, known) if is_read else unread(kind)
+
+
+def unread(kind: str) -> Unavailable:
+    return Unavailable(f"The server cannot read its {kind} yet. Try again later.")
 
 
 def unknown(param: str, value: str, kind: str, known: Collection[str]) -> InvalidArgument:

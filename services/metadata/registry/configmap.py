@@ -24,7 +24,7 @@ NAME = r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?"
 FORM = re.compile(
     rf"(?P<namespace>[a-z0-9](?:[a-z0-9-]{{0,61}}[a-z0-9])?)/(?P<name>{NAME})(?:/(?P<key>[\w.-]{{1,253}}))?", re.ASCII
 )
-FORBIDDEN = "the Kubernetes API answers 403: the service account needs `get`, `list` and `watch` on this ConfigMap"
+FORBIDDEN = "the Kubernetes API answers 403: the service account needs `list` and `watch` on this ConfigMap"
 NO_CONFIG_MAP = "the Kubernetes API answers something that is no ConfigMap"
 
 

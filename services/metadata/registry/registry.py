@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,6 +57,8 @@ class Collection(Generic[T]):
         self.known: Mapping[str, Known[T]] = {}
         self.logged: frozenset[str] = frozenset()
         self.warned: set[tuple[str, str]] = set()
+        self.is_read = False
+        """Whether the source has answered."""
 
     async def reload(self) -> None:
         """Make a new shelf if anything changed. An outage of the source is logged and changes nothing."""
@@ -66,6 +68,7 @@ class Collection(Generic[T]):
             self.fingerprint = None
             self._report(str(error))
             return
+        self.is_read = True
         if snapshot is None:
             self._report()
             return
@@ -140,11 +143,13 @@ class Registry:
             self.templates = Collection("templates", source_of(source, "templates.yaml", console), read_templates)
         if source := settings.profiles.source:
             self.profiles = Collection("profiles", source_of(source, "profiles.yaml", None), read_profiles)
-        self._catalog = Catalog(Templates() if self.templates else None, Profiles() if self.profiles else None)
+        self._catalog = Catalog(
+            Templates(is_read=False) if self.templates else None, Profiles(is_read=False) if self.profiles else None
+        )
         self._seen: dict[str, datetime] = {}
         """When each model was seen first."""
         self._models: tuple[str, ...] = ()
-        self._renewed: list[Shelf[Template] | Shelf[Profile]] = []
+        self._renewed: list[tuple[Shelf[Template] | Shelf[Profile], bool]] = []
         """What the catalog is made of."""
         self._reloading = asyncio.Lock()
 
@@ -176,10 +181,10 @@ class Registry:
         async with self._reloading:
             for collection in self._collections():
                 await collection.reload()
-            shelves = [collection.shelf for collection in self._collections()]
-            if any(shelf is not before for shelf, before in zip_longest(shelves, self._renewed)):
+            found = [(collection.shelf, collection.is_read) for collection in self._collections()]
+            if not _is_same(found, self._renewed):
                 await asyncio.to_thread(self._renew)
-                self._renewed = shelves
+                self._renewed = found
 
     async def close(self) -> None:
         for collection in self._collections():
@@ -191,12 +196,14 @@ class Registry:
     def _renew(self) -> None:
         templates = None
         if self.templates:
-            templates = Templates.of(self.templates.shelf.items.values(), by_operator=self.by_operator)
+            templates = Templates.of(
+                self.templates.shelf.items.values(), by_operator=self.by_operator, is_read=self.templates.is_read
+            )
         models = sorted({model for one in templates.active() for model in served_models(one.spec)}) if templates else []
         for model in models:
             self._seen.setdefault(model, now())
         self._models = tuple(models)
-        self._catalog = Catalog(templates, _profiles(self.profiles.shelf) if self.profiles else None)
+        self._catalog = Catalog(templates, _profiles(self.profiles) if self.profiles else None)
 
 
 @asynccontextmanager
@@ -223,8 +230,15 @@ def source_of(setting: str, usual_key: str, console: str | None) -> Source:
     return FileSource(Path(setting))
 
 
-def _profiles(shelf: Shelf[Profile]) -> Profiles:
-    return Profiles({name: profile for (name, _), profile in sorted(shelf.items.items())}, shelf.default)
+def _is_same(found: Sequence[tuple[object, bool]], before: Sequence[tuple[object, bool]]) -> bool:
+    pairs = zip_longest(found, before, fillvalue=(None, False))
+    return all(one is other and is_read == was_read for (one, is_read), (other, was_read) in pairs)
+
+
+def _profiles(collection: Collection[Profile]) -> Profiles:
+    shelf = collection.shelf
+    by_name = {name: profile for (name, _), profile in sorted(shelf.items.items())}
+    return Profiles(by_name, shelf.default, collection.is_read)
 
 
 def _digest(document: Document) -> bytes:

@@ -71,6 +71,8 @@ class Pending:
     """What the handle is from now on, if that changed: saved before the next call."""
     counts: bool = True
     """Whether this time counts as the engine's, which has `ready_timeout_seconds`. What does not, the runtime ends itself."""
+    unreachable: bool = False
+    """Of one that was ready: nothing is sent to it until it is again, and no line pays for that."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Beside:
     def __init__(self, settings: Worker) -> None:
         self._settings = settings
         self._endpoint = Endpoint(base_url=settings.engine_url.rstrip("/"), health_path=settings.engine_health)
+        self._session: aiohttp.ClientSession | None = None
         self.ready = asyncio.Event()
         """Whether it is, as `watch` sees it."""
         self.why = "it does not answer"
@@ -35,9 +36,10 @@ class Beside:
         return {"key": spec.key}
 
     async def probe(self, spec: Spec, handle: Handle) -> Probe:
-        if self.ready.is_set():
+        # Asked now: if requests found nobody there, the next one finds nobody either.
+        if self.ready.is_set() and await self._looked():
             return Ready((self._endpoint,))
-        return Pending(f"the engine is not ready: {self.why}", "loading")
+        return Pending(f"the engine is not ready: {self.why}", "loading", unreachable=True)
 
     async def release(self, handle: Handle) -> None:
         """It ends with the pod."""
@@ -55,20 +57,23 @@ class Beside:
             timeout=aiohttp.ClientTimeout(total=HEALTH_S), cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         ) as session:
             while True:
-                if await self._is_well(session):
+                self._session = session
+                if await self._looked():
                     heard_at = monotonic()
-                    self._set_ready()
-                elif self.ready.is_set():
-                    log.warning("the engine is not ready any more", why=self.why)
-                    self.ready.clear()
                 if monotonic() - heard_at >= self._settings.engine_ready_s:
                     silent.set()
                 await asyncio.sleep(LOOK_S)
 
-    def _set_ready(self) -> None:
-        if not self.ready.is_set():
+    async def _looked(self) -> bool:
+        """Whether it is ready now."""
+        is_well = self._session is not None and await self._is_well(self._session)
+        if is_well and not self.ready.is_set():
             log.info("the engine is ready")
             self.ready.set()
+        if not is_well and self.ready.is_set():
+            log.warning("the engine is not ready any more", why=self.why)
+            self.ready.clear()
+        return is_well
 
     async def _is_well(self, session: aiohttp.ClientSession) -> bool:
         url = f"{self._endpoint.base_url}{self._settings.engine_health}"

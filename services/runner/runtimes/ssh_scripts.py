@@ -77,7 +77,7 @@ members() {
   {
     session
     set +f
-    grep -lsF "AIBRIX_ENGINE=$dir/" /proc/[0-9]*/environ | while IFS=/ read -r _ _ each _; do say "$each"; done
+    grep -lsF "BATCH_ENGINE_FOLDER=$dir/" /proc/[0-9]*/environ | while IFS=/ read -r _ _ each _; do say "$each"; done
   } | sort -u
 }
 
@@ -212,8 +212,8 @@ command -v "$4" >/dev/null || { say "$4 is not installed on the machine" >&2; ex
 if begin "$2" "$3"; then
   shift 3
   VLLM_API_KEY=$key
-  AIBRIX_ENGINE=$dir/
-  export VLLM_API_KEY AIBRIX_ENGINE
+  BATCH_ENGINE_FOLDER=$dir/
+  export VLLM_API_KEY BATCH_ENGINE_FOLDER
   detach "$@"
 fi
 recall

@@ -12,6 +12,7 @@ from services.kit.spec.kubernetes import IMAGES, KUBERNETES, KUBERNETES_JOB
 from services.runner.runtimes.base import RuntimeFailed, Spec
 from services.runner.runtimes.kubernetes.codes import DOWNLOAD_CODES, WORKER_CODES
 from services.runner.runtimes.kubernetes.plan import plan, repository
+from services.runner.runtimes.kubernetes.pod import worker
 from services.runner.worker import Exit
 from tests.runtimes.kubernetes.support import MARK, NOW, planned, settings, spec_of, template
 
@@ -84,6 +85,15 @@ def test_secrets() -> None:
     assert "ALLOWED_SECRETS" in refusal(KUBERNETES, spec, source="inline", settings=settings(allowed_secrets="h,f"))
     assert planned(KUBERNETES, spec, source="inline", settings=settings(allowed_secrets=" hf ,")).secret == "hf"
     assert planned(KUBERNETES, spec, source="registry").secret == "hf"
+
+
+def test_the_workers_own_secret_is_nobodys_to_name() -> None:
+    """It has the credentials of the object store with everybody's inputs, and an engine gets all keys of what it is given."""
+    chosen = settings(allowed_secrets="*,platform", worker_secret="platform")
+    spec = template(**{"model_source.auth_secret_ref": "platform"})
+    assert "WORKER_SECRET" in refusal(KUBERNETES, spec, source="inline", settings=chosen)
+    pull = {"image_pull_secrets": ["platform"]}
+    assert "WORKER_SECRET" in refusal(KUBERNETES, template(), options=pull, settings=chosen)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +242,15 @@ def test_the_time_that_is_left(left: float | None, window: int | None) -> None:
 def test_a_runner_that_drains_has_the_time_to() -> None:
     chosen = Settings.model_validate({"runner": {"drain_s": 90.0}})
     assert planned(KUBERNETES_JOB, template(), settings=chosen).grace_s > 90 + 15
+
+
+@pytest.mark.parametrize("drain_s", [0.5, 30.0, 90.0])
+def test_a_worker_drains_as_its_grace_period_expects(drain_s: float) -> None:
+    """Its ConfigMap may say something else, or nothing."""
+    made = planned(KUBERNETES_JOB, template(), settings=Settings.model_validate({"runner": {"drain_s": drain_s}}))
+    given = {one["name"]: one["value"] for one in worker(made)["env"]}
+    assert float(given["AIBRIX_RUNNER__DRAIN_S"]) == drain_s
+    assert made.grace_s >= drain_s + 15 + 5
 
 
 def test_host_and_port_stand_behind_everything() -> None:

@@ -9,7 +9,7 @@ import structlog
 
 from services.kit.clock import monotonic
 from services.kit.kubernetes.api import Api
-from services.kit.kubernetes.errors import ApiError, Refused, Unavailable
+from services.kit.kubernetes.errors import Refused, Unavailable
 from services.kit.kubernetes.requests import Object
 from services.kit.kubernetes.watch import Informer
 from services.kit.lifecycle import wait_for
@@ -40,7 +40,9 @@ class Follower:
     async def items(self, resource: str, namespace: str, label: str, value: str) -> list[Object]:
         """Those with this label, as they were when the server was heard of last. Error: ApiError, if that was never."""
         informer = self._informer(resource, namespace)
-        if not informer.synced.is_set() and not await wait_for(informer.synced, SYNC_S):
+        if not informer.synced.is_set():
+            await wait_for(informer.tried, SYNC_S)
+        if not informer.synced.is_set():
             raise informer.error or Unavailable("the Kubernetes API does not answer")
         return [item for item in informer.items.values() if (item["metadata"].get("labels") or {}).get(label) == value]
 
@@ -86,8 +88,6 @@ class Follower:
     async def _follow(self, resource: str, namespace: str, informer: Informer) -> None:
         try:
             await informer.run()
-        except ApiError:
-            raise
         except Exception:
             log.exception("a watch ended", resource=resource, namespace=namespace)
         finally:

@@ -119,6 +119,8 @@ class Plan:
     ttl_s: int
     grace_s: int
     """How long a pod may take to end by itself."""
+    drain_s: float
+    """How long the requests in flight of a worker may take to end. It fits into `grace_s`."""
     selector: dict[str, str] = field(default_factory=dict)
     """Labels by which the pods of the batch, and no others, are found."""
 
@@ -176,6 +178,7 @@ def plan(spec: Spec, target: str, settings: Settings, own_namespace: str, *, mar
         window_s=None if spec.expire_time is None else max(SHORTEST_WINDOW_S, math.ceil(spec.expire_time - now)),
         backoff_limit=chosen.job_backoff_limit,
         ttl_s=chosen.job_ttl_s,
+        drain_s=settings.runner.drain_s,
         grace_s=math.ceil(settings.runner.drain_s) + COMMIT_S + MARGIN_S if is_job else ENGINE_GRACE_S,
     )
 
@@ -193,14 +196,20 @@ class Allowed:
             _check("namespace", options.namespace, chosen.allowed_namespaces, "allowed_namespaces")
         _check("service account", options.service_account, chosen.allowed_service_accounts, "allowed_service_accounts")
         for name in options.image_pull_secrets:
-            _check("image pull secret", name, chosen.allowed_secrets, "allowed_secrets")
+            self._check_secret("image pull secret", name)
 
     def check_template(self, template: TemplateSpec) -> None:
         """One that a batch brought along."""
         image, secret = template.engine.image, template.model_source.auth_secret_ref
         if image is not None and not self._allows(image):
             raise _refused("image", repository(image) or image, "allowed_images")
-        _check("secret", secret, self._settings.allowed_secrets, "allowed_secrets")
+        self._check_secret("secret", secret)
+
+    def _check_secret(self, what: str, name: str | None) -> None:
+        """The worker's own has the platform's credentials, so `*` does not mean it: an engine would get all its keys."""
+        if name == self._settings.worker_secret:
+            raise _hopeless(f"the {what} {name} is the platform's own (AIBRIX_KUBERNETES__WORKER_SECRET)")
+        _check(what, name, self._settings.allowed_secrets, "allowed_secrets")
 
     def _allows(self, image: str) -> bool:
         listed = _listed(self._settings.allowed_images)

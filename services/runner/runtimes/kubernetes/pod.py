@@ -142,6 +142,8 @@ def worker(plan: Plan) -> Manifest:
         "env": [
             {"name": "AIBRIX_DATA_DIR", "value": f"{OWN_HOME}/data"},
             {"name": "AIBRIX_RUNNER__SLOTS", "value": "1"},
+            # Whatever the ConfigMap says: the pod's grace period is made for it.
+            {"name": "AIBRIX_RUNNER__DRAIN_S", "value": f"{plan.drain_s:g}"},
             {"name": "AIBRIX_WORKER__ENGINE_URL", "value": f"http://{LOOPBACK}:{PORT}"},
             {"name": "AIBRIX_WORKER__ENGINE_HEALTH", "value": _literal(plan.health_path)},
             {"name": "AIBRIX_WORKER__ENGINE_READY_S", "value": str(plan.ready_timeout_s)},

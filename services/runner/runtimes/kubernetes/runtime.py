@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -24,6 +25,7 @@ from services.runner.runtimes.base import Gone, Handle, Pending, Probe, RuntimeF
 from services.runner.runtimes.kubernetes import trouble
 from services.runner.runtimes.kubernetes.follow import Follower
 from services.runner.runtimes.kubernetes.plan import ANY, BATCH_ANNOTATION, BATCH_LABEL, MARK_ANNOTATION, Plan, plan
+from services.runner.runtimes.kubernetes.said import seconds
 from services.runner.runtimes.ssh_logs import cleaned
 
 TAIL_LINES = 40
@@ -31,7 +33,9 @@ TAIL_BYTES = 16 * 1024
 # Between two looks at the events of a pod that waits, and between two looks whether something is deleted.
 EVENTS_S = 5.0
 GONE_S = 1.0
+MOST_RELEASED = 1000
 LOADING = "loading"
+QUEUED = "queued"
 
 Handles = list[Handle]
 Objects = list[Object]
@@ -44,6 +48,11 @@ class Session:
     """What this process remembers of one workload."""
 
     silent_since: float | None = None
+    """By our clock: since when no pod is ready, of a workload that had one."""
+    troubled_since: float | None = None
+    """In Unix seconds: since when something is wrong without a break."""
+    idle_since: float | None = None
+    """In Unix seconds: since when there is no pod that may become ready."""
     events: Objects = field(default_factory=list)
     events_at: float = -EVENTS_S
 
@@ -61,6 +70,8 @@ class OnKubernetes:
         self.api = api or Api()
         self.follower = Follower(self.api)
         self._sessions: dict[str, Session] = {}
+        # The watch may not know yet what we deleted ourselves.
+        self._released: deque[str] = deque(maxlen=MOST_RELEASED)
         self._asked = bool(self._own.namespace)
 
     # What differs
@@ -93,12 +104,15 @@ class OnKubernetes:
                 now=clock.now().timestamp(),
             )
             workload = await self._made(wanted)
-            await self.complete(wanted, workload)
+            await self._completed(wanted, workload)
         except ApiError as error:
             raise _failed("the Kubernetes API", error) from error
         return handle_of(workload)
 
     async def probe(self, spec: Spec, handle: Handle) -> Probe:
+        if not handle.get("uid"):
+            # That of a worker in a Job, which took its batch before a runner could say what it had made.
+            return Gone(f"nobody knows its {_kind(self.resource)}")
         try:
             workload = await self._workload(handle)
             if workload is None:
@@ -112,33 +126,44 @@ class OnKubernetes:
 
     async def release(self, handle: Handle) -> None:
         """Ask for its deletion, and see to it in the background that it happens."""
-        self._sessions.pop(str(handle.get("uid")), None)
         if not handle.get("uid"):
             return
-        self.follower.alert(handle["name"], None)
+        self._sessions.pop(handle["uid"], None)
+        self.alert(handle, None)
         try:
             found = await self.api.delete(self.resource, handle["namespace"], handle["name"], uid=handle["uid"])
         except ApiError as error:
             raise _failed("it cannot be deleted, the Kubernetes API", error) from error
+        self._released.append(handle["uid"])
         if found:
             log.info("workload deleted", key=handle["key"], name=handle["name"], namespace=handle["namespace"])
             loop = asyncio.get_running_loop()
             self.follower.run(lambda: loop.create_task(self._see_off(handle)))
 
     async def list(self) -> Handles:
-        """All of our workloads, of all runners. Nobody is asked before a batch was here, or a namespace is set."""
+        """Our workloads, of all runners, that do not go by themselves. Nobody is asked before a batch was here, or a namespace
+        is set."""
         if not self._asked:
             return []
         try:
             own = self._own.namespace or await self.api.open()
-            more = {name.strip() for name in self._own.allowed_namespaces.split(",")} - {"", ANY}
-            handles = []
-            for namespace in sorted({own} | more):
-                items, _ = await self.api.list(self.resource, namespace, selector=BATCH_LABEL)
-                handles += [handle_of(item) for item in items if "deletionTimestamp" not in item["metadata"]]
         except ApiError as error:
             raise _failed("the Kubernetes API", error) from error
+        more = {name.strip() for name in self._own.allowed_namespaces.split(",")} - {"", ANY}
+        handles: Handles = []
+        for namespace in sorted({own} | more):
+            handles += await self._listed(namespace)
         return handles
+
+    async def _listed(self, namespace: str) -> Handles:
+        """One namespace that cannot be looked at does not hide what is in the others."""
+        try:
+            items, _ = await self.api.list(self.resource, namespace, selector=BATCH_LABEL)
+        except ApiError as error:
+            log.warning("engines cannot be listed", namespace=namespace, target=self.target, why=error.message)
+            return []
+        here = [item for item in items if "deletionTimestamp" not in item["metadata"] and not self.is_over(item)]
+        return [handle_of(item) for item in here]
 
     async def close(self) -> None:
         """What runs stays, for other runners."""
@@ -153,45 +178,69 @@ class OnKubernetes:
         """Last lines of its engine; of the downloader, if the engine was never started."""
         try:
             for pod in reversed(await self.pods(handle)):
-                name = pod["metadata"]["name"]
                 for container in ("engine", "download"):
-                    state = trouble.container_state(pod, container)
-                    crashed = bool((state.get("state") or {}).get("waiting")) and bool(state.get("restartCount"))
-                    text = await self.api.logs(
-                        handle["namespace"],
-                        name,
-                        container,
-                        lines=TAIL_LINES,
-                        limit_bytes=TAIL_BYTES,
-                        previous=crashed,
-                    )
-                    if text:
-                        return cleaned(text, None)
+                    if text := await self._log_of(handle, pod, container):
+                        return cleaned(text)
         except ApiError as error:
             log.warning("the engine's log cannot be read", key=handle["key"], why=error.message)
         return ""
 
     # How
 
+    async def _completed(self, wanted: Plan, workload: Object) -> None:
+        """Error: RuntimeFailed, ApiError; what cannot be completed at all does not stay."""
+        try:
+            await self.complete(wanted, workload)
+        except Refused:
+            await self.release(handle_of(workload))
+            raise
+
+    async def _log_of(self, handle: Handle, pod: Object, container: str) -> str:
+        """The end of what it wrote; before it ended, if it was started again: that is where the cause is."""
+        state = trouble.container_state(pod, container)
+        was_restarted = bool(state.get("restartCount")) and "terminated" not in (state.get("state") or {})
+        for previous in (True, False) if was_restarted else (False,):
+            text = await self.api.logs(
+                handle["namespace"],
+                pod["metadata"]["name"],
+                container,
+                lines=TAIL_LINES,
+                limit_bytes=TAIL_BYTES,
+                previous=previous,
+            )
+            if text:
+                return text
+        return ""
+
     async def pods(self, handle: Handle) -> Objects:
         """The oldest first."""
         found = await self.follower.items("pods", handle["namespace"], BATCH_LABEL, handle["label"])
-        return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+        return sorted(found, key=trouble.created)
 
     def session(self, handle: Handle) -> Session:
         return self._sessions.setdefault(handle["uid"], Session())
 
-    async def waiting(self, handle: Handle, conditions: Objects) -> Probe:
+    async def waiting(self, handle: Handle, workload: Object) -> Probe:
         """Why no engine is ready yet: Pending, or Gone if waiting will not help."""
-        now, pending_s = clock.now().timestamp(), self._own.pending_s
+        session, now = self.session(handle), clock.now().timestamp()
         pods = await self.pods(handle)
-        events = await self._events(handle, pods)
-        refused = trouble.failed_creation((), conditions, now=now, pending_s=pending_s)
-        found = refused or trouble.look(pods, events, now=now, pending_s=pending_s)
+        since = session.troubled_since or now
+        moment = trouble.Moment(now=now, since=since, pending_s=self._own.pending_s, served=handle["ready"])
+        conditions = (workload.get("status") or {}).get("conditions") or []
+        found = trouble.look(pods, await self._events(handle, pods), moment, conditions)
         if isinstance(found, trouble.Trouble):
+            session.troubled_since = since
             return await self.gone(handle, found.why) if found.fatal else Pending(found.why, "waiting", counts=False)
-        if found.phase != LOADING:
-            age = now - (trouble.seconds(pods[-1]["metadata"].get("creationTimestamp"), now) if pods else now)
+        session.troubled_since = None
+        return await self._staged(handle, pods, found, now)
+
+    async def _staged(self, handle: Handle, pods: Objects, found: trouble.Stage, now: float) -> Probe:
+        """Nothing is wrong, but that may not last for ever: only the loading is bounded by others."""
+        session = self.session(handle)
+        alive = [seconds(trouble.created(pod), now) for pod in pods if not trouble.is_over(pod)]
+        session.idle_since = None if alive else session.idle_since or now
+        if found.phase != LOADING and found.phase != QUEUED:
+            age = now - (max(alive) if alive else session.idle_since or now)
             if age >= self._own.start_timeout_s:
                 return await self.gone(handle, f"its pod did not start within {age:.0f} s: {found.detail}")
         return Pending(found.detail, found.phase, counts=found.phase == LOADING)
@@ -202,19 +251,26 @@ class OnKubernetes:
         return Gone(why + (f"; its last output:\n{lines}" if lines else ""), retryable=retryable)
 
     async def _events(self, handle: Handle, pods: Objects) -> Objects:
-        """Of a pod that waits, or of what should make one; looked at every few seconds only."""
+        """Of the newest pod that may become ready, or of what should make one; looked at every few seconds only."""
         session = self.session(handle)
         if monotonic() - session.events_at >= EVENTS_S:
             session.events_at = monotonic()
-            names = [pod["metadata"]["name"] for pod in pods[-1:]] or [handle["name"]]
-            session.events = []
-            for name in names:
-                items, _ = await self.api.list("events", handle["namespace"], field=f"involvedObject.name={name}")
-                session.events += items
+            alive = [pod["metadata"]["name"] for pod in pods if not trouble.is_over(pod)]
+            found: Objects = []
+            for name in alive[-1:] or [handle["name"]]:
+                try:
+                    items, _ = await self.api.list("events", handle["namespace"], field=f"involvedObject.name={name}")
+                except Refused as error:
+                    log.warning("events cannot be looked at", key=handle["key"], why=error.message)
+                    continue
+                found += items
+            session.events = found
         return session.events
 
     async def _workload(self, handle: Handle) -> Object | None:
         """None: it is gone, or another one has its name."""
+        if handle["uid"] in self._released:
+            return None
         found = await self.follower.items(self.resource, handle["namespace"], BATCH_LABEL, handle["label"])
         mine = [item for item in found if item["metadata"]["uid"] == handle["uid"]]
         # The watch may lag behind what we did ourselves.

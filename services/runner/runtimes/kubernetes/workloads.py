@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from services.runner.runtimes.kubernetes.follow import SERVICE_NAME
 from services.runner.runtimes.kubernetes.job import QUEUE_LABEL, render_job
 from services.runner.runtimes.kubernetes.plan import PORT, Plan
 from services.runner.runtimes.kubernetes.runtime import GONE_S, OnKubernetes
+from services.runner.runtimes.kubernetes.said import said
 
 SLICES = "endpointslices.discovery.k8s.io"
 
@@ -55,19 +57,20 @@ class Kubernetes(OnKubernetes):
             if handle["ready"]:
                 return Ready(endpoints)
             return Ready(endpoints, handle={**handle, "ready": True})
-        conditions = (workload.get("status") or {}).get("conditions") or []
-        waiting = await self.waiting(handle, conditions)
-        if isinstance(waiting, Gone) or not handle["ready"]:
+        waiting = await self.waiting(handle, workload)
+        if not handle["ready"]:
             return waiting
         # It was ready before: a pod that was evicted has a successor, which loads the model again.
         session.silent_since = monotonic() if session.silent_since is None else session.silent_since
+        if isinstance(waiting, Gone):
+            return replace(waiting, retryable=True)
         limit = float(spec.template.engine.ready_timeout_seconds) if spec.template else 0.0
         if isinstance(waiting, Pending) and not waiting.counts:
             limit = max(limit, self._own.start_timeout_s)
         if limit and monotonic() - session.silent_since >= limit:
             detail = waiting.detail if isinstance(waiting, Pending) else ""
             return await self.gone(handle, f"no pod was ready for {limit:g} s: {detail}", retryable=True)
-        return waiting
+        return replace(waiting, unreachable=True) if isinstance(waiting, Pending) else waiting
 
 
 class KubernetesJob(OnKubernetes):
@@ -99,16 +102,16 @@ class KubernetesJob(OnKubernetes):
             worker, engine = (trouble.container_state(pod, name) for name in ("worker", "engine"))
             if is_alive and engine.get("ready") and "running" in (worker.get("state") or {}):
                 return HandOver("the engine of its Job is ready", rest_s)
-        return await self.waiting(handle, [])
+        return await self.waiting(handle, workload)
 
     async def _failed(self, handle: Handle, failed: Object) -> Gone:
         """The Job's own reason, what the worker wrote at its end, and how the engine ended."""
         pods = await self.pods(handle)
-        words = " ".join(str(failed.get("message") or failed.get("reason") or "").split())[: trouble.LONGEST]
-        why = f"its Job failed: {words or 'no reason was given'}"
-        for container in ("worker", "engine", "download"):
-            if said := trouble.last_words(pods, container):
-                why += f"; the {container}: {said}"
+        why = f"its Job failed: {said(failed)}"
+        worker_ended = trouble.ended_at(pods, "worker")
+        for container, before in (("worker", ""), ("engine", worker_ended), ("download", "")):
+            if words := trouble.last_words(pods, container, before=before):
+                why += f"; the {container}: {words}"
         return await self.gone(handle, why)
 
 
