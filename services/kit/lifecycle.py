@@ -55,6 +55,13 @@ async def any_of(*events: asyncio.Event) -> None:
             task.cancel()
 
 
+def innermost(error: BaseException) -> BaseException:
+    """The first error of a group, however deep it lies."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     """Let `work` end, also if the caller is cancelled meanwhile; the cancel goes on after that. For short work only."""
     task = asyncio.get_running_loop().create_task(work)

@@ -209,8 +209,9 @@ class RunnerRegistryServicer(runners_pb2_grpc.RunnerRegistryServiceServicer):
     async def ReportRunner(
         self, request: runners_pb2.ReportRunnerRequest, context: Context
     ) -> runners_pb2.ReportRunnerResponse:
-        endpoints = await self.service.report_runner(from_proto(RunnerInfo, request.runner), leaving=request.leaving)
-        return runners_pb2.ReportRunnerResponse(default_endpoints=endpoints)
+        runner = from_proto(RunnerInfo, request.runner)
+        endpoints, shared = await self.service.report_runner(runner, leaving=request.leaving)
+        return runners_pb2.ReportRunnerResponse(default_endpoints=endpoints, shared_targets=shared)
 
     async def ListRunners(
         self, request: runners_pb2.ListRunnersRequest, context: Context

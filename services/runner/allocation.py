@@ -7,7 +7,7 @@ whose engine never comes up fails in the end, whoever tries.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import replace
 from typing import NoReturn, TypeVar
 
@@ -26,6 +26,7 @@ from services.runner.runtimes.base import (
     Gone,
     Handle,
     HandOver,
+    LeftToOthers,
     OwnedByRunner,
     Pending,
     Probe,
@@ -193,6 +194,11 @@ class Allocation:
             except RuntimeFailed as failure:
                 log.warning("runtime not kept", why=headline(failure.why))
         await self.release()
+
+    async def depart(self, shared_targets: Collection[str]) -> None:
+        """The runner drains: end what nobody else is there for."""
+        if isinstance(self._runtime, LeftToOthers) and self._runtime.target not in shared_targets:
+            await self._drop_handle()
 
     async def abandon(self) -> None:
         """The lease is lost: end what nobody else can end, and leave the rest to the next holder."""

@@ -7,7 +7,7 @@ look again. Metadata has the last word on how a batch ends; a refused end is wor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from urllib.parse import urlsplit
@@ -24,7 +24,7 @@ from services.kit.errors import (
     ServiceError,
     StaleLease,
 )
-from services.kit.lifecycle import background
+from services.kit.lifecycle import background, innermost
 from services.kit.objects import ObjectStore
 from services.kit.settings import Runner
 from services.kit.spec.block import Block, parse_block
@@ -80,6 +80,7 @@ class Execution:
         self._retry_after_s: float | None = None
         self._handed: HandedOver | None = None
         self._lost: str | None = None
+        self._others: Collection[str] = ()
         self._refused_count = 0
         self.held = HeldLease(leases, lease, sent_at, self._describe)
         self._results = Results(
@@ -112,7 +113,7 @@ class Execution:
                 await self._work()
         except* (LeaseLost, StaleLease, LinesOverlap) as lost:
             end = "lost"
-            log.warning("lease lost, its work is dropped", why=str(_innermost(lost)))
+            log.warning("lease lost, its work is dropped", why=str(innermost(lost)))
         except* Exception:
             end = "error"
             log.exception("execution failed")
@@ -143,15 +144,16 @@ class Execution:
         try:
             output, error = await self._finalizer.write(None)
         except* (ServiceError, OSError) as group:
-            log.error("what is committed cannot be read", why=str(_innermost(group)))
+            log.error("what is committed cannot be read", why=str(innermost(group)))
         batch_id, token = self._lease.batch_id, self._lease.token
         await self._patience.until_done(
             lambda: self._leases.finish(batch_id, token, End.FAILED, output, error, failure)
         )
         return True
 
-    def drain(self) -> None:
-        """Let requests in flight end, commit, and hand the batch back."""
+    def drain(self, others: Collection[str] = ()) -> None:
+        """Let requests in flight end, commit, and hand the batch back. `others`: targets that another runner has, too."""
+        self._others = others
         self.held.drain()
 
     def status(self) -> ExecutionStatus:
@@ -183,7 +185,7 @@ class Execution:
             self._retry_after_s, self._handed, self._lost = None, None, None
             if self._is_unfinished() and self._failure is None:
                 if self.held.draining and self.held.goal is Goal.RUN:
-                    return await self._release("drain", 0.0)
+                    return await self._hand_back()
                 await self._patience.until_done(self.held.refresh)
                 if self.held.goal is Goal.RUN:
                     continue  # neither cancelled nor late after all
@@ -290,6 +292,11 @@ class Execution:
             return False
         log.info("batch finished", end=end.value, committed=len(self.held.committed), total=self._lease.total_count)
         return True
+
+    async def _hand_back(self) -> None:
+        if self._allocation is not None:
+            await self._allocation.depart(self._others)
+        await self._release("drain", 0.0)
 
     async def _release(self, reason: str, retry_after_s: float, *, handed_over: bool = False) -> None:
         batch_id, token = self._lease.batch_id, self._lease.token
@@ -402,13 +409,6 @@ class Execution:
     @staticmethod
     def _backoff_s(failures: int) -> float:
         return float(min(LONGEST_BACKOFF_S, 2.0 ** min(failures, 10)))
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The first error of a group, as deep as it lies."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _endpoint_status(engine: Engine) -> EndpointStatus:

@@ -64,7 +64,7 @@ class LeaseLoop:
         self._service.draining = True
         self._stopping.set()
         for execution in self._service.executions:
-            execution.drain()
+            execution.drain(self._service.shared_targets)
         if not await wait_for(self.ended, self._settings.drain_s + DRAIN_MARGIN_S):
             log.warning("drain took too long, work in flight is dropped", held=len(self._service.executions))
 
@@ -93,7 +93,7 @@ class LeaseLoop:
                 execution = Execution(self._leases, lease, sent_at, self._store, self._runtimes, self._settings)
                 self._service.executions.add(execution)
                 if self._stopping.is_set():
-                    execution.drain()
+                    execution.drain(self._service.shared_targets)
                 try:
                     await execution.run()
                 finally:

@@ -33,6 +33,7 @@ class Reporter:
         self._service = service
         self._external = external
         self._models: list[str] = []
+        self._leaving = False
 
     async def run(self) -> None:
         """Until cancelled. A report that fails is made up for by the next."""
@@ -50,9 +51,11 @@ class Reporter:
                 await asyncio.sleep(INTERVAL_S)
 
     async def leave(self) -> None:
-        await self._report(leaving=True)
+        """Say that no more batches are taken here, and learn who could take over those that are held."""
+        self._leaving = True
+        await self._report()
 
-    async def _report(self, *, leaving: bool = False) -> list[str] | None:
+    async def _report(self) -> list[str] | None:
         """The server's default endpoints; None if it did not answer."""
         info = pb.RunnerInfo(
             id=self._service.runner_id,
@@ -63,10 +66,11 @@ class Reporter:
             models=self._models,
         )
         try:
-            response = await self._stub.ReportRunner(pb.ReportRunnerRequest(runner=info, leaving=leaving))
+            response = await self._stub.ReportRunner(pb.ReportRunnerRequest(runner=info, leaving=self._leaving))
         except ServiceError as error:
             log.warning("runner not reported", error=error.message)
             return None
+        self._service.shared_targets = frozenset(response.shared_targets)
         return list(response.default_endpoints)
 
     async def _list_models(self, session: aiohttp.ClientSession, defaults: Sequence[str]) -> list[str]:

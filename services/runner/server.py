@@ -56,6 +56,7 @@ class Opened:
     service: RunnerService
     leases: Leases
     store: ObjectStore
+    reporter: Reporter
 
 
 @asynccontextmanager
@@ -72,10 +73,10 @@ async def opened(settings: Settings, runtimes: Mapping[str, Runtime], *, slots: 
         store = open_store(settings)
         await stack.enter_async_context(serving_metrics(settings.runner.metrics_listen))
         address = await stack.enter_async_context(serving(settings.runner.listen, [register], names))
-        stack.push_async_callback(reporter.leave)
+        stack.push_async_callback(reporter.leave)  # for good: the last word before the process ends
         await stack.enter_async_context(background(reporter.run()))
         log.info("runner started", runner_id=runner_id, targets=service.targets, slots=service.slot_count)
-        yield Opened(address, service, leases, store)
+        yield Opened(address, service, leases, store, reporter)
 
 
 @asynccontextmanager
@@ -88,4 +89,5 @@ async def run(settings: Settings) -> AsyncIterator[str]:
             try:
                 yield runner.address
             finally:
+                await runner.reporter.leave()
                 await loop.drain()

@@ -18,6 +18,8 @@ class RunnerService:
         self.targets = list(targets)
         self.slot_count = slot_count
         self.draining = False
+        self.shared_targets: frozenset[str] = frozenset()
+        """Those that another live runner has, too, as metadata said last."""
         self.executions: set[Execution] = set()
         metrics.watch(
             lambda: sum(execution.status().in_flight for execution in self.executions),

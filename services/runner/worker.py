@@ -76,7 +76,7 @@ class OneBatch:
         self._service.draining = True
         self._stopping.set()
         for execution in self._service.executions:
-            execution.drain()
+            execution.drain(self._service.shared_targets)
 
     async def run(self) -> Exit:
         while not self._stopping.is_set():
@@ -114,7 +114,7 @@ class OneBatch:
                 execution = Execution(self._leases, lease, sent_at, self._store, self._runtimes, self._settings)
                 self._service.executions.add(execution)
                 if self._stopping.is_set():
-                    execution.drain()
+                    execution.drain(self._service.shared_targets)
                 try:
                     await execution.run()
                 finally:

@@ -165,3 +165,19 @@ async def test_forgotten_runners_are_deleted(metadata):
             metadata.clock.advance(1)
 
     await eventually(gone)
+
+
+async def test_which_targets_another_runner_has_too(metadata):
+    async def shared(id, targets, **fields):
+        return list((await report(metadata, id, targets=targets, **fields)).shared_targets)
+
+    assert await shared("one", ["Shelf", "Cellar"]) == []
+    assert await shared("two", ["Shelf"]) == ["Shelf"]
+    assert await shared("one", ["Shelf", "Cellar"]) == ["Shelf"]
+    # Whoever leaves takes nothing over any more, and learns who does.
+    assert await shared("one", ["Shelf", "Cellar"], leaving=True) == ["Shelf"]
+    assert await shared("two", ["Shelf"]) == []
+    # One that was not heard of for a while may be dead.
+    await shared("three", ["Shelf"])
+    metadata.clock.advance(12)
+    assert await shared("two", ["Shelf"]) == []

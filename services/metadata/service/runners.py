@@ -15,6 +15,8 @@ from services.metadata.store import runners
 
 OWNER = "aibrix-batch"
 MOST_NAMES = 10_000
+# Runners report every five seconds; one that missed two reports may be dead.
+HEARD = timedelta(seconds=12)
 
 
 class RunnerRegistryService:
@@ -30,8 +32,8 @@ class RunnerRegistryService:
         self.memory = timedelta(seconds=settings.metadata.runner_memory_s)
         self.endpoints = default_endpoints(settings)
 
-    async def report_runner(self, runner: RunnerInfo, *, leaving: bool) -> list[str]:
-        """The server's default endpoints."""
+    async def report_runner(self, runner: RunnerInfo, *, leaving: bool) -> tuple[list[str], list[str]]:
+        """The server's default endpoints, and those of the runner's targets that another one has, too."""
         checks.required(id=runner.id)
         checks.at_most("id", runner.id, 255)
         for name in (runner.version, *runner.targets, *runner.models):
@@ -39,11 +41,11 @@ class RunnerRegistryService:
         if len(runner.targets) > MOST_NAMES or len(runner.models) > MOST_NAMES:
             raise InvalidArgument("a runner reports too many targets or models", param="runner")
 
-        async def work(tx: Tx) -> None:
+        async def work(tx: Tx) -> set[str]:
             await runners.report(tx, runner, leaving=leaving)
+            return await runners.others_targets(tx, runner.id, HEARD)
 
-        await self.transactions.write(work)
-        return self.endpoints
+        return self.endpoints, sorted(set(runner.targets) & await self.transactions.write(work))
 
     async def list_runners(self) -> Sequence[RunnerInfo]:
         async def work(tx: Tx) -> Sequence[RunnerInfo]:

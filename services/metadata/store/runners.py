@@ -44,6 +44,12 @@ async def list_targets(tx: Tx, memory: timedelta) -> set[str]:
     return {target for row in rows for target in row["targets"]}
 
 
+async def others_targets(tx: Tx, id: str, memory: timedelta) -> set[str]:
+    """Targets of all other runners that reported lately and did not leave."""
+    others = sa.select(t.c.targets).where(t.c.id != id, t.c.seen_time > tx.now - memory, t.c.leaving.is_(False))
+    return {target for row in await tx.rows(others) for target in row["targets"]}
+
+
 async def forget_silent(tx: Tx, memory: timedelta) -> int:
     """Forget runners that have not reported for long."""
     return await tx.run(t.delete().where(t.c.seen_time <= tx.now - memory))

@@ -189,6 +189,16 @@ class Shared(Protocol):
 
 
 @runtime_checkable
+class LeftToOthers(Protocol):
+    """A power that a runtime may have: when its runner drains, what it started stays for the next one, if there is one.
+
+    If no other runner that is alive has the target, it is ended then: nobody knows when somebody comes.
+    """
+
+    left_to_others: ClassVar[Literal[True]]
+
+
+@runtime_checkable
 class Reusable(Protocol):
     """A power that a runtime may have: to keep an engine for the next batch of its kind, whose `launch` then finds it."""
 

@@ -11,7 +11,7 @@ import re
 import secrets
 from collections import deque
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import asyncssh
 import structlog
@@ -73,6 +73,7 @@ class OverSsh:
     state_script: ClassVar[str]
     log_script: ClassVar[str]
     stop_script: ClassVar[str]
+    left_to_others: ClassVar[Literal[True]] = True
 
     def __init__(self, settings: Settings) -> None:
         """Error: ValueError, for a key file that cannot be used."""

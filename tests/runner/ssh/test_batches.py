@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from brix.metadata.v1 import leases_pb2
+from brix.metadata.v1 import leases_pb2, runners_pb2
 from services.runner import allocation
 from tests.runner.platform import (
     Platform,
@@ -135,15 +135,21 @@ async def test_a_machine_that_dies_midway_is_reported_with_a_reason(p: Platform,
     assert (await p.get(id)).completed_count >= 20
 
 
-async def test_a_drained_runner_leaves_the_engine_to_the_next(p: Platform, m: Machine) -> None:
+@pytest.mark.parametrize("other", [True, False], ids=["another runner is there", "nobody is"])
+async def test_a_runner_that_drains(p: Platform, m: Machine, other: bool) -> None:
+    """The engine stays for whoever takes the batch over. If nobody is there who could, it is ended."""
     m.knobs(latency_ms=30)
+    if other:
+        info = runners_pb2.RunnerInfo(id="other", version="1", targets=["RunPod", "LambdaCloud"], slot_count=1)
+        await p.registry.ReportRunner(runners_pb2.ReportRunnerRequest(runner=info))
     async with p.runner():
         id = await submit(p, m)
         await p.committed(id, 20)
-    assert len(m.engines()) == 1
+    assert len(m.engines()) == other
+    assert other or m.left_over() == []
     async with p.runner():
         await complete(p, m, id)
-    assert len(m.calls()) == 1
+    assert len(m.calls()) == (1 if other else 2)
     assert set(m.times().values()) == {1}
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62rix/metadata/v1/runners.proto\x12\x10\x62rix.metadata.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x01\n\nRunnerInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07targets\x18\x03 \x03(\t\x12\x12\n\nslot_count\x18\x04 \x01(\x05\x12\x14\n\x0c\x61\x63tive_count\x18\x05 \x01(\x05\x12-\n\tseen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06models\x18\x07 \x03(\t\"T\n\x13ReportRunnerRequest\x12,\n\x06runner\x18\x01 \x01(\x0b\x32\x1c.brix.metadata.v1.RunnerInfo\x12\x0f\n\x07leaving\x18\x02 \x01(\x08\"1\n\x14ReportRunnerResponse\x12\x19\n\x11\x64\x65\x66\x61ult_endpoints\x18\x01 \x03(\t\"\x14\n\x12ListRunnersRequest\"D\n\x13ListRunnersResponse\x12-\n\x07runners\x18\x01 \x03(\x0b\x32\x1c.brix.metadata.v1.RunnerInfo\"\x13\n\x11ListModelsRequest\"V\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08owned_by\x18\x03 \x01(\t\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.brix.metadata.v1.Model2\xab\x02\n\x15RunnerRegistryService\x12]\n\x0cReportRunner\x12%.brix.metadata.v1.ReportRunnerRequest\x1a&.brix.metadata.v1.ReportRunnerResponse\x12Z\n\x0bListRunners\x12$.brix.metadata.v1.ListRunnersRequest\x1a%.brix.metadata.v1.ListRunnersResponse\x12W\n\nListModels\x12#.brix.metadata.v1.ListModelsRequest\x1a$.brix.metadata.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62rix/metadata/v1/runners.proto\x12\x10\x62rix.metadata.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x01\n\nRunnerInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07targets\x18\x03 \x03(\t\x12\x12\n\nslot_count\x18\x04 \x01(\x05\x12\x14\n\x0c\x61\x63tive_count\x18\x05 \x01(\x05\x12-\n\tseen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06models\x18\x07 \x03(\t\"T\n\x13ReportRunnerRequest\x12,\n\x06runner\x18\x01 \x01(\x0b\x32\x1c.brix.metadata.v1.RunnerInfo\x12\x0f\n\x07leaving\x18\x02 \x01(\x08\"I\n\x14ReportRunnerResponse\x12\x19\n\x11\x64\x65\x66\x61ult_endpoints\x18\x01 \x03(\t\x12\x16\n\x0eshared_targets\x18\x02 \x03(\t\"\x14\n\x12ListRunnersRequest\"D\n\x13ListRunnersResponse\x12-\n\x07runners\x18\x01 \x03(\x0b\x32\x1c.brix.metadata.v1.RunnerInfo\"\x13\n\x11ListModelsRequest\"V\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08owned_by\x18\x03 \x01(\t\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.brix.metadata.v1.Model2\xab\x02\n\x15RunnerRegistryService\x12]\n\x0cReportRunner\x12%.brix.metadata.v1.ReportRunnerRequest\x1a&.brix.metadata.v1.ReportRunnerResponse\x12Z\n\x0bListRunners\x12$.brix.metadata.v1.ListRunnersRequest\x1a%.brix.metadata.v1.ListRunnersResponse\x12W\n\nListModels\x12#.brix.metadata.v1.ListModelsRequest\x1a$.brix.metadata.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,17 +37,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTRUNNERREQUEST']._serialized_start=251
   _globals['_REPORTRUNNERREQUEST']._serialized_end=335
   _globals['_REPORTRUNNERRESPONSE']._serialized_start=337
-  _globals['_REPORTRUNNERRESPONSE']._serialized_end=386
-  _globals['_LISTRUNNERSREQUEST']._serialized_start=388
-  _globals['_LISTRUNNERSREQUEST']._serialized_end=408
-  _globals['_LISTRUNNERSRESPONSE']._serialized_start=410
-  _globals['_LISTRUNNERSRESPONSE']._serialized_end=478
-  _globals['_LISTMODELSREQUEST']._serialized_start=480
-  _globals['_LISTMODELSREQUEST']._serialized_end=499
-  _globals['_MODEL']._serialized_start=501
-  _globals['_MODEL']._serialized_end=587
-  _globals['_LISTMODELSRESPONSE']._serialized_start=589
-  _globals['_LISTMODELSRESPONSE']._serialized_end=650
-  _globals['_RUNNERREGISTRYSERVICE']._serialized_start=653
-  _globals['_RUNNERREGISTRYSERVICE']._serialized_end=952
+  _globals['_REPORTRUNNERRESPONSE']._serialized_end=410
+  _globals['_LISTRUNNERSREQUEST']._serialized_start=412
+  _globals['_LISTRUNNERSREQUEST']._serialized_end=432
+  _globals['_LISTRUNNERSRESPONSE']._serialized_start=434
+  _globals['_LISTRUNNERSRESPONSE']._serialized_end=502
+  _globals['_LISTMODELSREQUEST']._serialized_start=504
+  _globals['_LISTMODELSREQUEST']._serialized_end=523
+  _globals['_MODEL']._serialized_start=525
+  _globals['_MODEL']._serialized_end=611
+  _globals['_LISTMODELSRESPONSE']._serialized_start=613
+  _globals['_LISTMODELSRESPONSE']._serialized_end=674
+  _globals['_RUNNERREGISTRYSERVICE']._serialized_start=677
+  _globals['_RUNNERREGISTRYSERVICE']._serialized_end=976
 # @@protoc_insertion_point(module_scope)

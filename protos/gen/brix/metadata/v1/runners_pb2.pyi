@@ -73,7 +73,7 @@ class ReportRunnerRequest(_message.Message):
     RUNNER_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
     leaving: _builtins.bool
-    """The runner is leaving: forget it."""
+    """The runner is leaving: it takes no more batches. Forget it."""
     @_builtins.property
     def runner(self) -> Global___RunnerInfo:
         """`seen_time` is ignored: the database's clock decides."""
@@ -97,18 +97,24 @@ class ReportRunnerResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEFAULT_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    SHARED_TARGETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def default_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The server's default endpoints, whose models the runner reports."""
+
+    @_builtins.property
+    def shared_targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of its targets that another runner, heard of in the last seconds and not leaving, can bring up too."""
 
     def __init__(
         self,
         *,
         default_endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        shared_targets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_endpoints", b"default_endpoints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_endpoints", b"default_endpoints", "shared_targets", b"shared_targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
