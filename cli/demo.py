@@ -21,6 +21,7 @@ from cli import exits
 from cli.embedded import back, embedded, front, logging_to, unless_signalled
 from cli.exits import Failed
 from cli.progress import Show, Snapshot, follow, showing
+from services.kit.lifecycle import remembering_signals
 from services.kit.settings import Settings
 
 COUNT = 1000
@@ -117,10 +118,10 @@ def perform(name: str, base: Settings, play: Play) -> int:
         folder = Path(temporary)
         settings = embedded(base, folder / "data", drain_s=1.0)
         log = folder / "server.log"
-        with logging_to(log, settings):
+        with logging_to(log, settings), remembering_signals():
             try:
                 finished = uvloop.run(_perform(name, folder, settings, console, play))
-            except (KeyboardInterrupt, asyncio.CancelledError):  # the latter: see cli.run.run
+            except (KeyboardInterrupt, asyncio.CancelledError):  # a second Ctrl-C
                 finished = False
             except Exception as error:
                 console.print(log.read_text()[-4000:], markup=False, highlight=False, soft_wrap=True)

@@ -23,6 +23,7 @@ from cli.partial import Collected, collect, joined, write
 from cli.prepare import endpoint_of, with_model
 from cli.progress import follow, showing
 from services.__main__ import StartFailed, reason
+from services.kit.lifecycle import remembering_signals
 from services.kit.objects import open_store
 from services.kit.settings import Settings
 
@@ -47,9 +48,9 @@ class Ending:
 def run(order: Order, base: Settings, *, resume: bool) -> int:
     """The exit code. Errors: Refused, Failed."""
     try:
-        return _to_the_end(absolute(order), base, resume=resume)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        # The latter is a Ctrl-C too: one that comes as asyncio's runner sets up its own handler of it.
+        with remembering_signals():
+            return _to_the_end(absolute(order), base, resume=resume)
+    except (KeyboardInterrupt, asyncio.CancelledError):  # a second Ctrl-C
         _tell(f"stopped. To go on: {resume_command()}")
         return exits.INTERRUPTED
 

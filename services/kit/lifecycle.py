@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,14 +24,42 @@ async def background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
                 task.cancel()
 
 
+class _Remembering:
+    signalled = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.signalled:
+            raise KeyboardInterrupt
+        self.signalled = True
+
+
+@contextmanager
+def remembering_signals() -> Iterator[None]:
+    """A SIGINT or SIGTERM before anybody waits for it interrupts nothing: `until_signalled` returns at once later. A second
+    one is a KeyboardInterrupt.
+
+    Otherwise the first one is raised wherever the process happens to be, and there is code that swallows it. Main thread only.
+    """
+    remembering = _Remembering()
+    old = {sig: signal.signal(sig, remembering) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for sig, handler in old.items():
+            signal.signal(sig, handler)
+
+
 async def until_signalled(also: asyncio.Event | None = None) -> None:
     """Return at SIGINT or SIGTERM, or when `also` is set."""
     stop = also or asyncio.Event()
     loop = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGINT)
     for sig in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sig, stop.set)
     try:
-        await stop.wait()
+        # Looked at only now: none is lost between the two handlers.
+        if not (isinstance(before, _Remembering) and before.signalled):
+            await stop.wait()
     finally:
         for sig in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(sig)
