@@ -240,7 +240,11 @@ async def test_what_nobody_could_read_yet_is_no_fault_of_the_batch(api: Cluster,
     api.planned.remove(outage)
     apply(api)  # it is empty, which is an answer
 
-    await until(lambda: bool(registry.catalog.profiles and registry.catalog.profiles.is_read))
+    def shelves() -> list[object]:
+        return [registry.catalog.templates, registry.catalog.profiles]
+
+    # Each has a watch of its own.
+    await until(lambda: all(getattr(shelf, "is_read", False) for shelf in shelves()))
     assert meets().profile is None
     for said in ({"model_template": {"name": "a"}}, {"profile": {"name": "fast"}}):
         with pytest.raises(InvalidArgument, match="are: none"):

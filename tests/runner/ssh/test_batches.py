@@ -135,13 +135,18 @@ async def test_a_machine_that_dies_midway_is_reported_with_a_reason(p: Platform,
     assert (await p.get(id)).completed_count >= 20
 
 
+async def another_runner(p: Platform) -> None:
+    """Metadata hears of one that could take over what is handed back."""
+    info = runners_pb2.RunnerInfo(id="other", version="1", targets=["RunPod", "LambdaCloud"], slot_count=1)
+    await p.registry.ReportRunner(runners_pb2.ReportRunnerRequest(runner=info))
+
+
 @pytest.mark.parametrize("other", [True, False], ids=["another runner is there", "nobody is"])
 async def test_a_runner_that_drains(p: Platform, m: Machine, other: bool) -> None:
     """The engine stays for whoever takes the batch over. If nobody is there who could, it is ended."""
     m.knobs(latency_ms=30)
     if other:
-        info = runners_pb2.RunnerInfo(id="other", version="1", targets=["RunPod", "LambdaCloud"], slot_count=1)
-        await p.registry.ReportRunner(runners_pb2.ReportRunnerRequest(runner=info))
+        await another_runner(p)
     async with p.runner():
         id = await submit(p, m)
         await p.committed(id, 20)
@@ -202,6 +207,7 @@ async def test_a_batch_whose_engine_hangs_while_it_loads_says_what_it_said(
 
 async def test_the_saved_state_has_no_secret_and_keeps_the_pin(p: Platform, m: Machine) -> None:
     m.knobs(latency_ms=30)
+    await another_runner(p)
     async with p.runner():
         runtime = {"target": "RunPod", "options": options(m, host_key=None)}
         id = await p.submit(some_lines(LINES), runtime=runtime, client=client(max_concurrency=4))
