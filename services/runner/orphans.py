@@ -44,13 +44,21 @@ class Orphans:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 handles = await runtime.list()
             for handle in await self._ended(handles) if shared else handles:
-                async with asyncio.timeout(CALL_TIMEOUT_S):
-                    await runtime.release(handle)
-                log.info("orphan released", target=runtime.target, key=handle.get("key"))
+                await self._release(runtime, handle)
         except (RuntimeFailed, ServiceError) as error:
             log.warning("orphans could not be looked for", target=runtime.target, why=str(error))
         except Exception:
-            log.exception("orphans could not be released", target=runtime.target)
+            log.exception("orphans could not be looked for", target=runtime.target)
+
+    async def _release(self, runtime: Runtime, handle: Handle) -> None:
+        """One that cannot be released does not keep the others."""
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await runtime.release(handle)
+        except Exception:
+            log.exception("an orphan could not be released", target=runtime.target, key=handle.get("key"))
+        else:
+            log.info("orphan released", target=runtime.target, key=handle.get("key"))
 
     async def _ended(self, handles: list[Handle]) -> list[Handle]:
         """A batch that metadata does not know may be another platform's: it is left alone."""

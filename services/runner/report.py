@@ -18,6 +18,8 @@ from services.runner.service import VERSION, RunnerService
 
 INTERVAL_S = 5.0
 MODELS_TIMEOUT_S = 2.0
+# Who stops waits for this, twice.
+LEAVE_S = 2.0
 MOST_MODELS = 1000
 MOST_BYTES = 4 * 1024 * 1024
 PIECE_BYTES = 256 * 1024
@@ -53,7 +55,11 @@ class Reporter:
     async def leave(self) -> None:
         """Say that no more batches are taken here, and learn who could take over those that are held."""
         self._leaving = True
-        await self._report()
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await self._report()
+        except TimeoutError:
+            log.warning("metadata was not told that this runner leaves")
 
     async def _report(self) -> list[str] | None:
         """The server's default endpoints; None if it did not answer."""

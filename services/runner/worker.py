@@ -17,7 +17,7 @@ from services.kit import clock
 from services.kit import log as logs
 from services.kit.clock import monotonic
 from services.kit.errors import InvalidArgument, NotFound, ProtocolMismatch, ServiceError
-from services.kit.lifecycle import any_of, background, until_signalled, wait_for
+from services.kit.lifecycle import any_of, background, innermost, until_signalled, wait_for
 from services.kit.objects import ObjectStore
 from services.kit.settings import Settings
 from services.runner import server
@@ -181,9 +181,7 @@ def main(settings: Settings, batch_id: str) -> int:
     except Exception as error:
         # An address that cannot be bound, a store that cannot be opened: the next pod would fare no better.
         log.exception("stopped by a failure")
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        tell(settings, f"the worker cannot run: {type(error).__name__}")
+        tell(settings, f"the worker cannot run: {type(innermost(error)).__name__}")
         return Exit.BAD_CONFIGURATION
     log.info("stopping", code=code.name)
     return code

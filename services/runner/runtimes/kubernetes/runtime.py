@@ -287,12 +287,10 @@ class OnKubernetes:
                 return await self.api.create(self.resource, wanted.namespace, self.render(wanted))
             except AlreadyThere:
                 found = await self.api.read(self.resource, wanted.namespace, wanted.name)
-            if found is None:
-                continue
-            metadata = found["metadata"]
-            if (metadata.get("annotations") or {}).get(BATCH_ANNOTATION) != wanted.key:
+            metadata = found["metadata"] if found is not None else {}  # None: it went in between
+            if found is not None and (metadata.get("annotations") or {}).get(BATCH_ANNOTATION) != wanted.key:
                 raise RuntimeFailed(f"somebody else's {_kind(self.resource)} is called {wanted.name}", retryable=False)
-            if "deletionTimestamp" not in metadata:
+            if found is not None and "deletionTimestamp" not in metadata:
                 if not self.is_over(found):
                     log.info("workload found again", key=wanted.key, name=wanted.name)
                     return found
