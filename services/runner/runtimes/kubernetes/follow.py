@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import structlog
 
@@ -63,9 +63,9 @@ class Follower:
         else:
             self._wakes[name] = wake
 
-    def run(self, work: Callable[[], asyncio.Task[None]]) -> None:
-        """Keep a task until it ends, or until `close`."""
-        task = work()
+    def run(self, work: Coroutine[None, None, None]) -> None:
+        """In the background, until it ends, or until `close`."""
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself holds tasks only weakly
         task.add_done_callback(self._tasks.discard)
 
@@ -82,7 +82,7 @@ class Follower:
                 self._api, resource, namespace, selector=SELECTORS[resource], on_change=lambda _, found: self._on(found)
             )
             self._informers[resource, namespace] = informer
-            self.run(lambda: asyncio.get_running_loop().create_task(self._follow(resource, namespace, informer)))
+            self.run(self._follow(resource, namespace, informer))
         return informer
 
     async def _follow(self, resource: str, namespace: str, informer: Informer) -> None:

@@ -137,8 +137,7 @@ class OnKubernetes:
         self._released.append(handle["uid"])
         if found:
             log.info("workload deleted", key=handle["key"], name=handle["name"], namespace=handle["namespace"])
-            loop = asyncio.get_running_loop()
-            self.follower.run(lambda: loop.create_task(self._see_off(handle)))
+            self.follower.run(self._see_off(handle))
 
     async def list(self) -> Handles:
         """Our workloads, of all runners, that do not go by themselves. Nobody is asked before a batch was here, or a namespace
